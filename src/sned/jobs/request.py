@@ -1,0 +1,70 @@
+"""What a user asks of a job; the command line and the Python interface fill the same forms.
+
+May import everything below `jobs`, and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sned.plan.budget import Budget
+
+Switch = Literal["auto", "on", "off"]
+DTypeName = Literal["auto", "bf16", "fp32", "fp16"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+PROMPTS = (
+    "The capital of France is",
+    "To bake bread at home, you need",
+    "Once upon a time, a small robot",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """Which model, and how to hold it."""
+
+    model: str
+    dtype: DTypeName = "auto"
+    device: DeviceName = "auto"
+    stream: Switch = "auto"
+    trust_inferred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """Which tokens to look at."""
+
+    sources: tuple[str, ...] = ("builtin",)
+    tokens: int = 65_536
+    seq_len: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """Plan with one method."""
+
+    load: LoadRequest
+    method: str
+    budget: Budget
+    out: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: TextRequest = field(default_factory=TextRequest)
+    seed: int = 0
+    overwrite: bool = False
+    resume: bool = True
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRequest(PlanRequest):
+    """Plan, apply, save, verify, evaluate and report."""
+
+    evaluation: TextRequest = field(default_factory=lambda: TextRequest(tokens=16_384))
+    allow_overlap: bool = False
+    baselines: tuple[str, ...] = ()
+    """Methods planned and evaluated beside the one asked for, at the same budget, without saving them."""
+    prompts: tuple[str, ...] = PROMPTS

@@ -1,0 +1,20 @@
+"""A baseline that any method must beat: drop layers chosen by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from sned.plan.ops import DropLayers, Op
+from sned.runtime.context import Context
+from sned.runtime.depth import layer_range
+from sned.runtime.method import method
+
+
+@method(paper="", prunes="depth", title="Random layers (baseline)", needs_tokens=False)
+def random(ctx: Context, *, layers: int) -> Iterator[Op]:
+    """Drop layers drawn uniformly by the seed; the first and the last stay."""
+    first, last = layer_range(ctx, 1, None)
+    drawn = torch.randperm(last - first, generator=ctx.generator)[:layers]
+    yield DropLayers(layers=[first + int(i) for i in drawn])

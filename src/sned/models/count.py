@@ -1,0 +1,78 @@
+"""Counting what a model costs: parameters, floating-point operations, cache bytes. May import its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sned.models.modeling_sned import LinearLayer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sned.models.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Sizes of a model; also used for differences between two."""
+
+    params: int
+    """All parameters, tied ones once."""
+    body_params: int
+    """Parameters of the decoder layers."""
+    flops_per_token: int
+    """Two per weight of every matrix a token is multiplied with, the output head included.
+
+    Scores between tokens depend on the context length, and are left out.
+    """
+    kv_bytes_per_token: int
+    """Bytes that one token takes in the cache of keys and values."""
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.params + other.params,
+            self.body_params + other.body_params,
+            self.flops_per_token + other.flops_per_token,
+            self.kv_bytes_per_token + other.kv_bytes_per_token,
+        )
+
+    def __neg__(self) -> Counts:
+        return Counts(-self.params, -self.body_params, -self.flops_per_token, -self.kv_bytes_per_token)
+
+    def __sub__(self, other: Counts) -> Counts:
+        return self + -other
+
+
+def count(view: View) -> Counts:
+    """Count a model as it is now, whether its weights are present or on meta."""
+    geometry = view.geometry
+    body = sum(p.numel() for layer in view.layers.values() for p in layer.parameters())
+    flops = sum(layer_flops(layer, geometry.active_expert_ratio) for layer in view.layers.values())
+    bytes_per_value = view.dtype.itemsize
+    return Counts(
+        params=sum(p.numel() for p in view.model.parameters()),
+        body_params=body,
+        flops_per_token=flops + 2 * geometry.head_params,
+        kv_bytes_per_token=sum(layer_kv_values(view, i) for i in view.layers) * bytes_per_value,
+    )
+
+
+def layer_flops(layer: nn.Module, active_expert_ratio: float) -> int:
+    """Count two operations per matrix weight that a token meets in one layer."""
+    flops = 0.0
+    for param in layer.parameters():
+        if param.dim() == 2:
+            flops += 2 * param.numel()
+        elif param.dim() == 3:
+            # stacked experts, of which a token meets a few
+            flops += 2 * param.numel() * active_expert_ratio
+    return round(flops)
+
+
+def layer_kv_values(view: View, index: int) -> int:
+    """Count the numbers that one token leaves in the cache of one layer."""
+    if isinstance(view.layer(index), LinearLayer) or not view.has_attention(index):
+        return 2
+    groups = len(view.alive[f"layers.{index}.attn.group"])
+    return 2 * groups * view.geometry.head_dim

@@ -1,0 +1,231 @@
+"""Cutting a live model: every change that an op can make, in base coordinates, on real and on meta weights alike.
+
+Each function leaves model and config consistent, so that the model runs, decodes with a cache, and saves. May
+import its neighbours in `models`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sned.errors import PlanError, UnsupportedModelError
+from sned.models.geometry import Axis, Slot, is_conv1d, path
+from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from sned.models.family import Sublayer
+    from sned.models.view import Edit, View, Weights
+
+
+def drop_layers(view: View, layers: Iterable[int]) -> None:
+    """Remove whole decoder layers.
+
+    Raises:
+        PlanError: a layer is not there any more, or none would be left.
+    """
+    gone = set(layers)
+    for i in gone:
+        view.layer(i)
+    kept = [i for i in view.layers if i not in gone]
+    if not kept:
+        raise PlanError("this would remove every decoder layer")
+    _cut_config(view, [position for position, i in enumerate(view.layers) if i not in gone])
+    view.set_layers({i: view.layers[i] for i in kept})
+
+
+def drop_sublayer(view: View, layer: int, which: Sublayer) -> None:
+    """Remove the attention or the MLP of one layer; the other branch stays.
+
+    Raises:
+        PlanError: the sublayer is not there any more.
+        UnsupportedModelError: the MLP is a mixture of experts.
+    """
+    _require_sublayer(view, layer, which)
+    block, family = view.layer(layer), view.family
+    if which == "attn":
+        position = list(view.layers).index(layer)
+        setattr(block, family.attn, NoMixer(position))
+        prefixes = [family.attn]
+    elif family.mlp is not None:
+        setattr(block, family.mlp, NoMLP())
+        prefixes = [family.mlp]
+    else:
+        setattr(block, family.up, nn.Identity())
+        setattr(block, family.down, NoMLP())
+        prefixes = [family.up, family.down]
+    gone = tuple(f"{prefix}." for prefix in prefixes)
+
+    def change(weights: Weights) -> None:
+        for name in [n for n in weights if n.startswith(gone)]:
+            del weights[name]
+
+    view.edit(layer, change, structural=True)
+
+
+def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
+    """Keep only these base units of an axis, of those that are still there.
+
+    Raises:
+        PlanError: a unit does not exist, or none of those still there would be kept.
+    """
+    alive = view.alive[axis.name]
+    wanted = set(units)
+    if beyond := [u for u in wanted if not 0 <= u < axis.size]:
+        raise PlanError(f"{axis.name} has units 0-{axis.size - 1}, not {beyond[0]}")
+    current = [position for position, unit in enumerate(alive) if unit in wanted]
+    if not current:
+        raise PlanError(f"this would remove every unit of {axis.name}", hint="drop the sublayer instead")
+    _require_sublayer(view, axis.layer, "attn" if axis.kind.startswith("attn") else "mlp")
+    view.edit(axis.layer, _cut(axis, len(alive), current), structural=True)
+    view.alive[axis.name] = tuple(alive[position] for position in current)
+    if axis.kind == "attn.group":
+        _set_head_counts(view, axis.layer, len(current))
+
+
+def fold(view: View, layer: int, matrix: torch.Tensor) -> None:
+    """Multiply what a layer's MLP adds to the stream by `matrix` `[hidden, hidden]` from the right.
+
+    The output projection absorbs it in float64: `W <- Tᵀ W`, `b <- b T`.
+
+    Raises:
+        UnsupportedModelError: a norm or a mixture of experts makes that impossible.
+    """
+    view.edit(layer, folding(view, layer, matrix), structural=False)
+
+
+def folding(view: View, layer: int, matrix: torch.Tensor) -> Edit:
+    """Return the edit that `fold` makes.
+
+    Raises:
+        UnsupportedModelError: a norm or a mixture of experts makes that impossible.
+    """
+    if obstacle := view.fold_obstacle(layer):
+        raise UnsupportedModelError(
+            f"no linear map can be folded into layer {layer}: {obstacle}.",
+            hint="use a stand-alone linear layer (--set standalone=true)",
+        )
+    down = path(view.family.mlp, view.family.down)
+    transposed = is_conv1d(view.layer(layer).get_submodule(down))
+
+    def change(weights: Weights) -> None:
+        weight = weights[f"{down}.weight"]
+        map64 = matrix.to(weight.device, torch.float64)
+        wide = weight.double()
+        weights[f"{down}.weight"] = (wide @ map64 if transposed else map64.T @ wide).to(weight.dtype)
+        if f"{down}.bias" in weights:
+            bias = weights[f"{down}.bias"]
+            weights[f"{down}.bias"] = (bias.double() @ map64).to(bias.dtype)
+
+    return change
+
+
+def replace_with_linear(view: View, layers: Sequence[int], matrix: torch.Tensor) -> None:
+    """Put one linear map of the residual stream, `x <- x T`, in the place of consecutive layers.
+
+    Raises:
+        PlanError: the layers are not consecutive present layers.
+    """
+    first, *rest = sorted(layers)
+    present = list(view.layers)
+    for i in (first, *rest):
+        view.layer(i)
+    start = present.index(first)
+    if present[start : start + len(layers)] != sorted(layers):
+        raise PlanError(f"layers {sorted(layers)} are not consecutive, so no single map can replace them")
+    linear = linear_layer(view, first, matrix)
+    linear.layer_idx = start
+    view.set_layers({**view.layers, first: linear})
+    view.rebase(first, {"linear.weight": matrix.T.contiguous().to(view.dtype)})
+    for axis in [name for name, axis in view.geometry.axes.items() if axis.layer == first]:
+        view.alive.pop(axis, None)
+    if rest:
+        drop_layers(view, rest)
+
+
+def linear_layer(view: View, index: int, matrix: torch.Tensor) -> LinearLayer:
+    """Return a layer that maps `x` to `x T` in the model's dtype, on meta where the view's layers are."""
+    block = view.layer(index)
+    like = next(block.parameters())
+    layer = LinearLayer(view.geometry.hidden, 0, returns_tuple=view.family.returns_tuple)
+    weight = matrix.T.contiguous().to(like.device, view.dtype)
+    layer.linear.weight = nn.Parameter(weight, requires_grad=False)
+    return layer.train(block.training)
+
+
+def _require_sublayer(view: View, layer: int, which: Sublayer) -> None:
+    view.layer(layer)
+    if which == "mlp" and view.family.experts:
+        raise UnsupportedModelError(
+            f"layer {layer} has a mixture of experts, which sned cuts only as a whole layer.",
+            hint="use a method that removes whole layers",
+        )
+    gone = view.is_replaced(layer) or isinstance(view.branch(layer, which), NoMixer | NoMLP)
+    if gone:
+        raise PlanError(f"the {which} of layer {layer} was already removed")
+
+
+def _cut(axis: Axis, n_alive: int, current: list[int]) -> Edit:
+    """Return the edit that selects positions `current` of `n_alive` units in every slot of an axis."""
+    by_dim: dict[tuple[str, int], list[Slot]] = {}
+    for slot in sorted(axis.slots, key=lambda s: s.offset):
+        by_dim.setdefault((slot.param, slot.dim), []).append(slot)
+    positions = torch.tensor(current)
+
+    def rows(slot: Slot) -> torch.Tensor:
+        # an offset counts units that precede the slot, of which as large a share is gone
+        offset = slot.offset * n_alive // axis.size
+        return (offset + positions[:, None] * slot.block + torch.arange(slot.block)).flatten()
+
+    def change(weights: Weights) -> None:
+        for (param, dim), slots in by_dim.items():
+            index = torch.cat([rows(slot) for slot in slots])
+            weights[param] = weights[param].index_select(dim, index.to(weights[param].device))
+
+    return change
+
+
+def _set_head_counts(view: View, layer: int, groups: int) -> None:
+    """Tell the attention module how many heads it has left."""
+    attn: Any = view.branch(layer, "attn")
+    geometry = view.geometry
+    heads = groups * (geometry.n_heads // geometry.n_kv_groups)
+    width = heads * geometry.head_dim
+    counts = {"num_heads": heads, "num_key_value_heads": groups, "num_kv_heads": groups}
+    for name, value in {**counts, "embed_dim": width, "split_size": width}.items():
+        if name in vars(attn):
+            setattr(attn, name, value)
+    if view.family.config_in_forward:
+        attn.config = copy.copy(attn.config)
+        attn.config.num_attention_heads, attn.config.num_key_value_heads = heads, groups
+
+
+_NOT_PER_LAYER = frozenset({"architectures", "keys_to_ignore_at_inference"})
+
+
+def _cut_config(view: View, positions: list[int]) -> None:
+    """Set the depth of a config, and cut every list that has one entry per layer."""
+    config: PretrainedConfig = view.model.config
+    depth = len(view.layers)
+    for name, value in config.to_dict().items():
+        per_layer = isinstance(value, list) and len(value) == depth and name not in _NOT_PER_LAYER
+        if per_layer and not name.endswith(("token_id", "token_ids")):
+            setattr(config, name, [value[p] for p in positions])
+    if getattr(config, "mlp_only_layers", None) is not None:
+        _renumber_dense_layers(view, config, positions)
+    setattr(config, config.attribute_map.get("num_hidden_layers", "num_hidden_layers"), len(positions))
+
+
+def _renumber_dense_layers(view: View, config: Any, positions: list[int]) -> None:
+    """Rewrite the rule that says which layers of a mixture of experts are dense: it counts positions."""
+    layers = list(view.layers.values())
+    dense = [
+        new for new, old in enumerate(positions) if not hasattr(getattr(layers[old], "mlp", None), "experts")
+    ]
+    config.mlp_only_layers, config.decoder_sparse_step = dense, 1

@@ -1,0 +1,78 @@
+"""Reversible changes: what an op would do, for the duration of a context. The mirror of `surgery`.
+
+Gates are differentiable. May import its neighbours in `models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sned.models.forward import answering
+
+if TYPE_CHECKING:
+    from sned.models.family import Sublayer
+    from sned.models.geometry import Axis
+    from sned.models.view import View
+
+
+@contextmanager
+def skip(view: View, layers: Iterable[int]) -> Iterator[None]:
+    """Pass over whole layers in layer-by-layer runs."""
+    before = view.skipped
+    for i in (gone := frozenset(layers)):
+        view.layer(i)
+    view.skipped = before | gone
+    try:
+        yield
+    finally:
+        view.skipped = before
+
+
+@contextmanager
+def bypass(view: View, layer: int, which: Sublayer) -> Iterator[None]:
+    """Silence one sublayer: it adds zero to the residual stream."""
+
+    def silence(_module: nn.Module, _args: Any, out: Any) -> Any:
+        if isinstance(out, tuple):
+            return (torch.zeros_like(out[0]), *out[1:])
+        return torch.zeros_like(out)
+
+    handle = view.contribution(layer, which).register_forward_hook(silence)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def gate(view: View, axis: Axis, mask: torch.Tensor) -> Iterator[None]:
+    """Multiply the units of an axis by `mask` `[axis.size]`, in base units; differentiable in the mask."""
+    factors = mask[list(view.alive[axis.name])].repeat_interleave(axis.tap_block)
+
+    def scale(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0] * factors.to(args[0]), *args[1:])
+
+    handle = view.layer(axis.layer).get_submodule(axis.tap).register_forward_pre_hook(scale)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def stand_in(view: View, layers: list[int], matrix: torch.Tensor) -> Iterator[None]:
+    """Let one linear map of the residual stream answer for consecutive layers."""
+    first, *rest = layers
+    weight = matrix.T.to(view.device, view.dtype)
+
+    def instead(hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        mapped = nn.functional.linear(hidden_states, weight)
+        return (mapped, None) if view.family.returns_tuple else mapped
+
+    with skip(view, rest), answering(view.layer(first), instead):
+        yield

@@ -1,0 +1,318 @@
+"""The only object that holds live modules: a decoder seen in the coordinates of its base checkpoint.
+
+Layer 17 is layer 17 of the base model for ever, whatever was removed before it. Layers may live on the meta
+device; then a source supplies their base tensors, and the recorded edits are replayed each time one is needed.
+May import its neighbours in `models`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from sned.canon import digest, sample_indices
+from sned.errors import PlanError
+from sned.models.family import Sublayer
+from sned.models.geometry import Axis, Geometry, build_axes, is_conv1d, n_kv_groups
+from sned.models.infer import resolve_family
+from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Weights = MutableMapping[str, torch.Tensor]
+"""The tensors of one layer by layer-relative name."""
+Edit = Callable[[Weights], None]
+"""A change of one layer's tensors, valid on live, meta and freshly read ones."""
+
+N_FINGERPRINT_SAMPLES = 4
+
+
+class LayerSource(Protocol):
+    """Supplies the base tensors of layers that are not kept in memory."""
+
+    def layer(self, index: int) -> dict[str, torch.Tensor]:
+        """Return all tensors of a base layer by layer-relative name, in the dtype and on the device to run in."""
+        ...
+
+    def sample(self, index: int, name: str, count: int) -> torch.Tensor:
+        """Return elements `sample_indices(numel, count)` of one flattened base tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a plan remembers of the model it was made for."""
+
+    model_type: str
+    geometry: str
+    weights: str
+
+
+class LiveWeights(MutableMapping[str, torch.Tensor]):
+    """The parameters of a live layer; assigning one may change its shape, and keeps the sizes of its module true."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._layer.get_parameter(name).data
+
+    def __setitem__(self, name: str, value: torch.Tensor) -> None:
+        owner, _, leaf = name.rpartition(".")
+        module = self._layer.get_submodule(owner)
+        old: nn.Parameter = getattr(module, leaf)
+        setattr(module, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
+        if leaf == "weight" and isinstance(module, nn.Linear):
+            module.out_features, module.in_features = value.shape
+        elif leaf == "weight" and is_conv1d(module):
+            module.nx, module.nf = value.shape
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == own for own in self)
+
+    def __delitem__(self, name: str) -> None:
+        raise KeyError(f"{name}: a live layer loses parameters only with their module")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._layer.named_parameters())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class View:
+    """A live model in base coordinates.
+
+    Attributes:
+        model: The Hugging Face model, always consistent with its own config.
+        layers: Present decoder layers by base index, in order.
+        alive: Units still present, by axis name; base unit numbers, ascending.
+        skipped: Layers that are passed over for the duration of a trial.
+
+    Raises:
+        UnsupportedModelError: the family is unknown and `trust_inferred` is false.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, source: LayerSource | None = None, trust_inferred: bool = False
+    ) -> None:
+        self.model = model
+        self.family = resolve_family(model, trust_inferred=trust_inferred)
+        self.layers: dict[int, nn.Module] = dict(enumerate(self._layer_list()))
+        self.geometry = self._measure()
+        self.alive = {name: tuple(range(axis.size)) for name, axis in self.geometry.axes.items()}
+        self.skipped: frozenset[int] = frozenset()
+        self._source = source
+        self._history: dict[int, list[Edit]] = {i: [] for i in self.layers}
+        self.fingerprint = Fingerprint(model.config.model_type, self.geometry.digest, self._sample_weights())
+
+    def fork(self) -> View:
+        """Return an independent view of the same model that shares all tensors with this one.
+
+        Edits never write into a tensor, so either view can be cut without the other noticing, and both together
+        take the memory of one plus what was edited.
+        """
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        shared: dict[int, Any] = {id(t): t for t in tensors}
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model, shared)
+        twin.layers = dict(zip(self.layers, twin._layer_list(), strict=True))
+        twin.alive = dict(self.alive)
+        twin._history = {i: list(edits) for i, edits in self._history.items()}
+        return twin
+
+    @property
+    def active(self) -> list[int]:
+        """Base indices of the layers that a forward pass runs, in order."""
+        return [i for i in self.layers if i not in self.skipped]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether layers are read from a source when their turn comes."""
+        return self._source is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are, and so where tokens must go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def axis(self, name: str) -> Axis:
+        """Return an axis by name.
+
+        Raises:
+            PlanError: the model has no such axis.
+        """
+        try:
+            return self.geometry.axes[name]
+        except KeyError:
+            raise PlanError(
+                f"the model has no axis {name!r}", hint="names look like layers.3.mlp.hidden"
+            ) from None
+
+    def layer(self, index: int) -> nn.Module:
+        """Return a present layer by base index.
+
+        Raises:
+            PlanError: the layer was removed, or never existed.
+        """
+        if index not in self.layers:
+            gone = "was already removed" if 0 <= index < self.geometry.n_layers else "does not exist"
+            raise PlanError(f"layer {index} {gone}; the base model has layers 0-{self.geometry.n_layers - 1}")
+        return self.layers[index]
+
+    def branch(self, index: int, which: Sublayer) -> nn.Module:
+        """Return the module whose output is what a sublayer computes, before any norm or multiplier."""
+        layer, family = self.layer(index), self.family
+        if which == "attn":
+            return layer.get_submodule(family.attn)
+        return layer.get_submodule(family.mlp if family.mlp is not None else family.down)
+
+    def contribution(self, index: int, which: Sublayer) -> nn.Module:
+        """Return the module whose output, times `multiplier`, a sublayer adds to the residual stream."""
+        post = self.family.attn_post if which == "attn" else self.family.mlp_post
+        return self.layer(index).get_submodule(post) if post else self.branch(index, which)
+
+    @property
+    def multiplier(self) -> float:
+        """The factor between a sublayer's output and what it adds to the residual stream."""
+        name = self.family.multiplier
+        return float(getattr(self.model.config, name)) if name else 1.0
+
+    def is_replaced(self, index: int) -> bool:
+        """Tell whether a linear map stands where the layer was."""
+        return isinstance(self.layer(index), LinearLayer)
+
+    def fold_obstacle(self, index: int) -> str | None:
+        """Say why no linear map can be folded into the MLP output of a layer, or None if one can."""
+        if self.family.experts:
+            return "its MLP is a mixture of experts"
+        if self.family.mlp_post:
+            return f"the norm {self.family.mlp_post} stands between its MLP and the residual stream"
+        if self.is_replaced(index) or isinstance(self.branch(index, "mlp"), NoMLP):
+            return "it has no MLP any more"
+        return None
+
+    def has_attention(self, index: int) -> bool:
+        """Tell whether a present layer still has its attention."""
+        return not self.is_replaced(index) and not isinstance(self.branch(index, "attn"), NoMixer)
+
+    @contextmanager
+    def materialised(self, index: int) -> Iterator[nn.Module]:
+        """Hold a layer's weights in memory: at once for a loaded model, read and edited for a streamed one."""
+        layer = self.layer(index)
+        if self._source is None:
+            yield layer
+            return
+        weights: dict[str, torch.Tensor] = dict(self._source.layer(index))
+        for edit in self._history[index]:
+            edit(weights)
+        layer.load_state_dict(weights, strict=True, assign=True)
+        try:
+            yield layer
+        finally:
+            live = LiveWeights(layer)
+            for name in list(live):
+                live[name] = torch.empty_like(live[name], device="meta")
+
+    def edit(self, index: int, change: Edit, *, structural: bool) -> None:
+        """Change the tensors of one layer, now and whenever it is read again.
+
+        A change of values only (`structural` false) is not run on weights that are absent.
+        """
+        if self._source is not None:
+            self._history[index].append(change)
+        if structural or self._source is None:
+            change(LiveWeights(self.layer(index)))
+
+    @contextmanager
+    def edited(self, index: int, change: Edit) -> Iterator[None]:
+        """Change the values of one layer's tensors for the duration of the context."""
+        if self._source is not None:
+            self._history[index].append(change)
+            try:
+                yield
+            finally:
+                self._history[index].pop()
+            return
+        live = LiveWeights(self.layer(index))
+        before = {name: live[name] for name in live}
+        change(live)
+        try:
+            yield
+        finally:
+            for name, tensor in before.items():
+                if live[name] is not tensor:
+                    live[name] = tensor
+
+    def set_layers(self, layers: dict[int, nn.Module]) -> None:
+        """Replace the layer list of the model, renumbering the cache slots."""
+        self.layers = dict(sorted(layers.items()))
+        self._history = {i: self._history[i] for i in self.layers}
+        for position, layer in enumerate(self.layers.values()):
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = position
+        parent, _, leaf = self.family.layers.rpartition(".")
+        setattr(self.model.get_submodule(parent), leaf, nn.ModuleList(self.layers.values()))
+
+    def rebase(self, index: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Make a layer's base tensors, when they are read again, these."""
+
+        def change(weights: Weights) -> None:
+            weights.clear()
+            weights.update(tensors)
+
+        self._history[index] = [change]
+
+    def _layer_list(self) -> nn.ModuleList:
+        layers: Any = self.model.get_submodule(self.family.layers)
+        return layers
+
+    def _measure(self) -> Geometry:
+        config, family = self.model.config, self.family
+        heads, groups = int(config.num_attention_heads), n_kv_groups(config)
+        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        head = self.model.get_output_embeddings()
+        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        axes = [a for i, m in self.layers.items() for a in build_axes(m, i, family, heads, groups, head_dim)]
+        return Geometry(
+            model_type=config.model_type,
+            n_layers=len(self.layers),
+            hidden=int(config.hidden_size),
+            n_heads=heads,
+            n_kv_groups=groups,
+            head_dim=head_dim,
+            vocab=int(config.vocab_size),
+            n_params=sum(p.numel() for p in self.model.parameters()),
+            head_params=sum(p.numel() for p in head.parameters()) if head is not None else 0,
+            layer_shapes=tuple(
+                {n: tuple(p.shape) for n, p in m.named_parameters()} for m in self.layers.values()
+            ),
+            active_expert_ratio=config.num_experts_per_tok / experts if family.experts and experts else 1.0,
+            axes={axis.name: axis for axis in axes},
+        )
+
+    def _sample_weights(self) -> str:
+        """Digest a few elements of every layer parameter, in bfloat16 so that the dtype to run in is immaterial."""
+        samples: list[float] = []
+        for i, layer in self.layers.items():
+            for name, param in sorted(layer.named_parameters()):
+                if self._source is not None:
+                    values = self._source.sample(i, name, N_FINGERPRINT_SAMPLES)
+                else:
+                    where = sample_indices(param.numel(), N_FINGERPRINT_SAMPLES)
+                    values = param.detach().flatten()[torch.tensor(where, device=param.device)]
+                samples += values.to("cpu", torch.bfloat16).float().nan_to_num(nan=-1e30).tolist()
+        return digest(samples)

@@ -1,0 +1,1 @@
+"""Plans: what to do to a base model, as data. Knows live models only through `models`."""

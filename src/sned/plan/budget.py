@@ -1,0 +1,73 @@
+"""Budgets: how much a user wants removed, in the units a method understands. Needs a geometry, no weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sned.errors import BudgetError, ConfigError
+from sned.models.geometry import Geometry
+
+_SHARE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much to remove; exactly one of `layers` and `remove` is set.
+
+    `remove` is a share between 0 and 1 of all parameters, or of those of the decoder layers (`remove_of`).
+    """
+
+    layers: int | None = None
+    remove: float | None = None
+    remove_of: Literal["all", "body"] = "all"
+
+
+def parse_share(text: str, *, name: str) -> float:
+    """Read a share between 0 and 1, written as ``25%`` or ``0.25``.
+
+    Raises:
+        ConfigError: it is not a share; 25 without its percent sign is named as the likely slip.
+    """
+    match = _SHARE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{name} {text!r} is not a share", hint="write 25% or 0.25")
+    value = float(match[1]) / (100 if match[2] else 1)
+    if value > 1 and not match[2]:
+        raise ConfigError(
+            f"{name} {text} means {value:.0%} of the parameters", hint=f"write {text}% or {value / 100:g}"
+        )
+    if not 0 < value < 1:
+        raise ConfigError(f"{name} {text!r} must lie between 0% and 100%, both excluded")
+    return value
+
+
+def layers_to_remove(budget: Budget, geometry: Geometry, removable: Sequence[int]) -> int:
+    """Return how many whole layers meet a budget: the number asked for, or the fewest that reach the share.
+
+    Raises:
+        BudgetError: not that many layers may be removed; the closest reachable budget is named.
+    """
+    sizes = sorted(geometry.layer_params(i) for i in removable)
+    total = geometry.n_params if budget.remove_of == "all" else geometry.body_params
+    most = sum(sizes) / total
+    reach = f"at most {len(sizes)} of {geometry.n_layers} layers may go here ({most:.1%} of the parameters)"
+    if budget.layers is not None:
+        if budget.layers < 1:
+            raise BudgetError(f"--layers {budget.layers} removes nothing", hint=f"give 1 to {len(sizes)}")
+        if budget.layers > len(sizes):
+            raise BudgetError(
+                f"--layers {budget.layers} is too many: {reach}", hint=f"give 1 to {len(sizes)}"
+            )
+        return budget.layers
+    if budget.remove is None:
+        raise ConfigError("no budget given", hint="use --layers N or --remove 25%")
+    if budget.remove > most:
+        raise BudgetError(f"--remove {budget.remove:.1%} cannot be reached by whole layers: {reach}")
+    removed = n = 0
+    while removed < budget.remove * total:
+        removed += sizes[n]
+        n += 1
+    return n

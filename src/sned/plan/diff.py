@@ -1,0 +1,72 @@
+"""What two plans do differently, layer by layer, without any weights. May import its neighbours in `plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sned.canon import format_span
+from sned.plan.ops import DropLayers, DropSublayer, Fold, Keep, Replace
+from sned.plan.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class LayerState:
+    """What a plan leaves of one base layer."""
+
+    layer: str = "kept"
+    """kept | removed | folded | replaced"""
+    attn: str = "kept"
+    """kept | removed | trimmed"""
+    mlp: str = "kept"
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Consecutive layers that two plans treat differently."""
+
+    layers: str
+    first: str
+    second: str
+
+
+def layer_states(plan: Plan) -> list[LayerState]:
+    """Return what a plan leaves of every base layer."""
+    states: list[dict[str, str]] = [{} for _ in range(plan.base.n_layers)]
+    for op in plan.ops:
+        match op:
+            case DropLayers():
+                for i in op.layers:
+                    states[i] = {"layer": "removed", "attn": "removed", "mlp": "removed"}
+            case DropSublayer():
+                states[op.layer][op.which] = "removed"
+            case Keep():
+                _, index, which, _ = op.axis.split(".")
+                states[int(index)][which] = "trimmed"
+                states[int(index)]["note"] = f"{len(op.units)} {which} units kept"
+            case Fold():
+                states[op.layer] |= {"layer": "folded", "note": "a linear map is folded into its MLP"}
+            case Replace():
+                for i in op.layers:
+                    states[i] = {"layer": "replaced", "attn": "removed", "mlp": "removed"}
+                states[op.layers[0]]["note"] = "one linear map stands here"
+    return [LayerState(**state) for state in states]
+
+
+def diff_plans(first: Plan, second: Plan) -> list[Difference]:
+    """Return where two plans for the same base differ, in runs of layers that differ alike."""
+    rows = [
+        (i, _words(a), _words(b))
+        for i, (a, b) in enumerate(zip(layer_states(first), layer_states(second), strict=True))
+    ]
+    changes = {(a, b): [i for i, x, y in rows if (x, y) == (a, b)] for _, a, b in rows if a != b}
+    return [Difference(format_span(layers), a, b) for (a, b), layers in changes.items()]
+
+
+def _words(state: LayerState) -> str:
+    if state.layer in ("removed", "replaced"):
+        return state.layer
+    parts = [
+        f"{name} {value}" for name, value in (("attn", state.attn), ("mlp", state.mlp)) if value != "kept"
+    ]
+    return ", ".join([state.layer, *parts])

@@ -1,0 +1,162 @@
+"""The closed set of ops: every change a plan can make, in base coordinates.
+
+An op is strict data that knows how to change a live view (`apply`) and how to pretend for a while (`trial`).
+Methods yield ops; they cannot invent new ones, so that a plan stays readable for years. May import `models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from sned.canon import format_span, parse_span
+from sned.errors import PlanError
+from sned.models import surgery, trial
+from sned.models.family import Sublayer
+
+if TYPE_CHECKING:
+    from sned.models.view import View
+
+Tensors = Mapping[str, torch.Tensor]
+"""The tensors of a plan by reference."""
+
+
+def _read_span(value: Any) -> Any:
+    if isinstance(value, str):
+        return parse_span(value)
+    return tuple(sorted(set(value))) if isinstance(value, Sequence) else value
+
+
+Span = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...],
+    BeforeValidator(_read_span),
+    PlainSerializer(format_span, return_type=str),
+    Field(min_length=1),
+]
+"""Ascending base indices, written as ``"0-63,70"``."""
+Index = Annotated[int, Field(ge=0)]
+
+
+class _Op(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        """Change the view for good.
+
+        Raises:
+            PlanError: what the op names is not there, or not any more.
+            UnsupportedModelError: the family does not allow it.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how to apply it")
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        """Change what a layer-by-layer run of the view computes, until the context ends."""
+        raise TypeError(f"{type(self).__name__} does not say how to try it")
+
+    def describe(self) -> str:
+        """Say in a few words what the op does."""
+        raise TypeError(f"{type(self).__name__} does not describe itself")
+
+
+class DropLayers(_Op):
+    """Remove whole decoder layers."""
+
+    op: Literal["drop_layers"] = "drop_layers"
+    layers: Span
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        surgery.drop_layers(view, self.layers)
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        return trial.skip(view, self.layers)
+
+    def describe(self) -> str:
+        return f"remove layers {format_span(self.layers)}"
+
+
+class DropSublayer(_Op):
+    """Remove the attention or the MLP of one layer."""
+
+    op: Literal["drop_sublayer"] = "drop_sublayer"
+    layer: Index
+    which: Sublayer
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        surgery.drop_sublayer(view, self.layer, self.which)
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        return trial.bypass(view, self.layer, self.which)
+
+    def describe(self) -> str:
+        return f"remove the {self.which} of layer {self.layer}"
+
+
+class Keep(_Op):
+    """Keep some units of an axis and cut the rest."""
+
+    op: Literal["keep"] = "keep"
+    axis: str
+    units: Span
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        surgery.keep(view, view.axis(self.axis), self.units)
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        axis = view.axis(self.axis)
+        mask = torch.zeros(axis.size)
+        mask[list(self.units)] = 1.0
+        return trial.gate(view, axis, mask)
+
+    def describe(self) -> str:
+        return f"keep {len(self.units)} units of {self.axis}"
+
+
+class Fold(_Op):
+    """Fold a linear map `[hidden, hidden]` into what a layer's MLP adds to the stream."""
+
+    op: Literal["fold"] = "fold"
+    layer: Index
+    tensor: str
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        surgery.fold(view, self.layer, _fetch(tensors, self.tensor))
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        return view.edited(self.layer, surgery.folding(view, self.layer, _fetch(tensors, self.tensor)))
+
+    def describe(self) -> str:
+        return f"fold a linear map into the MLP of layer {self.layer}"
+
+
+class Replace(_Op):
+    """Put one linear map `[hidden, hidden]` of the residual stream in the place of consecutive layers."""
+
+    op: Literal["replace"] = "replace"
+    layers: Span
+    spec: Literal["linear"] = "linear"
+    tensor: str
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        surgery.replace_with_linear(view, self.layers, _fetch(tensors, self.tensor))
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        return trial.stand_in(view, list(self.layers), _fetch(tensors, self.tensor))
+
+    def describe(self) -> str:
+        return f"replace layers {format_span(self.layers)} by one linear map"
+
+
+Op = Annotated[DropLayers | DropSublayer | Keep | Fold | Replace, Field(discriminator="op")]
+
+
+def _fetch(tensors: Tensors, reference: str) -> torch.Tensor:
+    try:
+        return tensors[reference]
+    except KeyError:
+        raise PlanError(
+            f"the plan has no tensor {reference!r}", hint="plan.safetensors must lie beside plan.json"
+        ) from None

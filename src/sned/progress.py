@@ -1,0 +1,27 @@
+"""Progress of long work, told to whoever renders it. Imports nothing.
+
+The library only calls `Progress`; the command line supplies one that draws bars. The default is silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Progress:
+    """Receives progress and messages, and ignores them all; subclasses show them."""
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Open a task of `total` units and give the callable that advances it."""
+        yield lambda _units: None
+
+    def info(self, message: str) -> None:
+        """Tell something worth knowing."""
+
+    def warn(self, message: str) -> None:
+        """Tell something the user should act on; it is also kept in the report."""
+
+
+SILENT = Progress()

@@ -1,0 +1,125 @@
+"""Writes the model card, ``README.md``, of a pruned checkpoint. Imports facts and numbers; yaml when called.
+
+The card states what is known and no more: what was removed, what was measured and on how little, and what was not
+looked at.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sned.report import facts, numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sned.report.schema import Report
+
+_INHERITED = ("license", "license_name", "license_link", "language")
+
+
+def front_matter(readme: str) -> dict[str, Any]:
+    """Return the YAML block at the top of a model card; empty when there is none or it is not YAML."""
+    import yaml
+
+    lines = readme.lstrip("\ufeff").splitlines()
+    if not lines or lines[0].strip() != "---":
+        return {}
+    end = next((number for number, line in enumerate(lines[1:], start=1) if line.strip() == "---"), None)
+    if end is None:
+        return {}
+    try:
+        block = yaml.safe_load("\n".join(lines[1:end]))
+    except yaml.YAMLError:
+        return {}
+    return block if isinstance(block, dict) else {}
+
+
+def render_card(
+    report: Report, base_metadata: Mapping[str, Any], *, name: str, base_model: str | None = None
+) -> str:
+    """Return the text of ``README.md``.
+
+    Args:
+        report: what was done and measured.
+        base_metadata: front matter of the base model's card; its licence and languages are inherited.
+        name: title of the card, usually the name of the folder.
+        base_model: Hub id of the base model; None when it has none (a local folder).
+    """
+    import yaml
+
+    header: dict[str, Any] = {"base_model": base_model} if base_model else {}
+    header |= {key: base_metadata[key] for key in _INHERITED if base_metadata.get(key)}
+    header |= {
+        "library_name": "transformers",
+        "pipeline_tag": base_metadata.get("pipeline_tag") or "text-generation",
+        "tags": ["sned", "pruned", report.method],
+    }
+    block = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    body = [
+        _intro(report, name, base_model),
+        _measured(report),
+        _load(report, name),
+        _limits(report),
+        _made(report),
+    ]
+    return f"---\n{block}---\n\n" + "\n\n".join(filter(None, body)) + "\n"
+
+
+def _intro(report: Report, name: str, base_model: str | None) -> str:
+    link = (
+        f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{report.model.source}`"
+    )
+    text = f"# {name}\n\n{link}, pruned with `{report.method}`. {facts.verdict(report)}"
+    notes = [f"- Layer {item.layer}: {item.note}" for item in report.stack if item.note]
+    counted = "Layers are counted from 0 in the base model; a range names both its ends."
+    return "\n\n".join(filter(None, [text, counted if report.stack else "", "\n".join(notes)]))
+
+
+def _measured(report: Report) -> str:
+    lines = ["## Before and after", "", "| | base | pruned | change |", "|:--|--:|--:|--:|"]
+    lines += [f"| {row.label} | {row.dense} | {row.pruned} | {row.change} |" for row in facts.rows(report)]
+    if report.quality:
+        text = report.quality.protocol
+        tokens, window = numbers.grouped(text.tokens), numbers.grouped(text.seq_len)
+        lines += ["", f"Quality: {tokens} tokens of `{text.source}` in windows of {window}."]
+    if report.speed and report.environment:
+        lines += ["", f"Speed: {report.environment.cpu}, {report.environment.threads} threads."]
+    if report.baselines:
+        beside = sorted(report.baselines, key=lambda item: item.perplexity)
+        named = ", ".join(f"`{item.method}` {numbers.decimal(item.perplexity)}" for item in beside)
+        lines += ["", f"Perplexity of simpler methods with the same budget: {named}."]
+    return "\n".join(lines)
+
+
+def _load(report: Report, name: str) -> str:
+    text = f"## Loading\n\n```python\n{facts.loading(report, name)}```"
+    if report.verify and not report.verify.stock_class:
+        text += (
+            "\n\nNo stock class can hold this model: `modeling_sned.py` in this folder does. Read it first."
+        )
+    return text
+
+
+def _limits(report: Report) -> str:
+    known = ["The weights were not trained after pruning; training would recover some of the loss."]
+    if report.quality:
+        tokens, source = numbers.grouped(report.quality.protocol.tokens), report.quality.protocol.source
+        known.append(
+            f"The figures come from {tokens} tokens of `{source}`: a small sample. Other text, other languages "
+            "and other tasks will differ, and reasoning and recall often suffer more than perplexity shows."
+        )
+    else:
+        known.append("The quality of this model was not measured.")
+    known.append("Safety behaviour was not evaluated. What the base model's card warns of holds here too.")
+    known += [f"Warning while pruning: {warning}" for warning in report.warnings]
+    return "## Limits\n\n" + "\n".join(f"- {item}" for item in known)
+
+
+def _made(report: Report) -> str:
+    lines = ["## How it was made", "", "```", report.command, "```"]
+    if report.calibration:
+        text = report.calibration
+        lines += ["", f"Calibrated on {numbers.grouped(text.tokens)} tokens of `{text.source}`."]
+    lines += ["", f"sned {report.sned}. The plan, the full report and the recipe are in `sned/`."]
+    return "\n".join(lines)

@@ -1,0 +1,188 @@
+"""What a report says, in words and rows, once for page, card and terminal. Imports canon, schema, numbers.
+
+Layers are counted from 0 in the base model, and a range names both its ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sned.canon import format_span
+from sned.report import numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sned.report.schema import Layer, Pair, Report
+
+Section = Literal["Size", "Quality", "Speed"]
+Verdict = Literal["better", "worse", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the before/after table; an empty text is a cell with nothing to say."""
+
+    section: Section
+    label: str
+    dense: str
+    pruned: str
+    change: str
+    side: Verdict
+    exact: str = ""
+
+
+def span(layers: list[int], limit: int = 10) -> str:
+    """Return layers as ``13–18, 25``, cut short after so many ranges."""
+    ranges = format_span(layers).replace("-", "–").split(",")
+    return ", ".join(ranges if len(ranges) <= limit else [*ranges[: limit - 1], "…"])
+
+
+def gone(stack: list[Layer]) -> list[int]:
+    """Return the layers that no longer exist as decoder layers."""
+    return [item.layer for item in stack if item.state in ("removed", "replaced")]
+
+
+def removal(report: Report) -> str:
+    """Say what was taken out: ``6 of 30 layers removed (13–18)``."""
+    stack = report.stack
+    rest = [item for item in stack if item.state not in ("removed", "replaced")]
+    found = [
+        ("layer", "removed", [item.layer for item in stack if item.state == "removed"]),
+        ("layer", "replaced by a linear map", [item.layer for item in stack if item.state == "replaced"]),
+        ("attention block", "removed", [item.layer for item in rest if item.attention == "removed"]),
+        ("MLP block", "removed", [item.layer for item in rest if item.mlp == "removed"]),
+        ("layer", "narrowed", [item.layer for item in rest if "trimmed" in (item.attention, item.mlp)]),
+    ]
+    parts: list[str] = []
+    for noun, verb, layers in found:
+        if layers:
+            total = len(stack) if not parts else len(layers)
+            of = f" of {total}" if not parts else ""
+            parts.append(f"{len(layers)}{of} {noun}{'' if total == 1 else 's'} {verb} ({span(layers)})")
+    return ", ".join(parts) or "No layer removed"
+
+
+def verdict(report: Report) -> str:
+    """Tell the outcome in plain sentences: what went, what it cost, what it gained."""
+    params = report.model.params
+    first = removal(report)
+    if params.removed:
+        body = numbers.percent(params.body_removed)
+        first += f": {numbers.percent(params.removed)} of all parameters, {body} of those in decoder layers"
+    sentences = [first]
+    quality = report.quality
+    if quality and quality.dense:
+        before, after = quality.dense.perplexity, quality.pruned.perplexity
+        ratio = f" ({numbers.times(after / before)})" if before else ""
+        sentences.append(f"Perplexity {numbers.decimal(before)} → {numbers.decimal(after)}{ratio}")
+    elif quality:
+        sentences.append(f"Perplexity {numbers.decimal(quality.pruned.perplexity)}")
+    if report.speed:
+        sentences.append(f"Decodes {numbers.decimal(report.speed.decode_ratio)} times as fast")
+    return ". ".join(sentences) + "."
+
+
+def rows(report: Report) -> list[Row]:
+    """Return the before/after table, without lines for what was not measured."""
+    return [*_size_rows(report), *_quality_rows(report), *_speed_rows(report)]
+
+
+def loading(report: Report, folder: str) -> str:
+    """Return Python that loads the checkpoint in `folder` with transformers alone."""
+    trust = "" if report.verify and report.verify.stock_class else ", trust_remote_code=True"
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto"{trust})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+    )
+
+
+def _size_rows(report: Report) -> list[Row]:
+    model, params, stack = report.model, report.model.params, report.stack
+    table = []
+    if stack:
+        table.append(_size("Decoder layers", len(stack), len(stack) - len(gone(stack)), str))
+    table.append(_size("Parameters", params.dense, params.pruned, numbers.count))
+    if params.body_dense is not None and params.body_pruned is not None:
+        table.append(_size("… in decoder layers", params.body_dense, params.body_pruned, numbers.count))
+    elif params.body_removed:
+        lost = numbers.percent(-params.body_removed)
+        table.append(Row("Size", "… in decoder layers", "", "", lost, "better"))
+    table.append(_size("Compute per token", *_both(model.flops_per_token), _flops))
+    table.append(_size("KV cache per token", *_both(model.kv_bytes_per_token), _bytes))
+    if report.bytes_on_disk:
+        table.append(_size("Weights on disk", *_both(report.bytes_on_disk), _bytes))
+    return table
+
+
+def _quality_rows(report: Report) -> list[Row]:
+    quality = report.quality
+    if quality is None:
+        return []
+    dense, pruned = quality.dense, quality.pruned
+    before = numbers.decimal(dense.perplexity) if dense else ""
+    ratio = numbers.times(pruned.perplexity / dense.perplexity) if dense and dense.perplexity else ""
+    side = _side(dense.nll, pruned.nll, lower_is_better=True) if dense else ""
+    table = [Row("Quality", "Perplexity", before, numbers.decimal(pruned.perplexity), ratio, side)]
+    before = numbers.decimal(dense.nll) if dense else ""
+    delta = f"{pruned.nll - dense.nll:+.3f}".replace("-", "−") if dense else ""
+    table.append(Row("Quality", "Loss, nats per token", before, numbers.decimal(pruned.nll), delta, side))
+    if quality.kl is not None:
+        table.append(
+            Row("Quality", "KL from the base, nats per token", "", numbers.decimal(quality.kl), "", "")
+        )
+    if quality.top1_agreement is not None:
+        share = numbers.percent(quality.top1_agreement)
+        table.append(Row("Quality", "Same top token as the base", "", share, "", ""))
+    return table
+
+
+def _speed_rows(report: Report) -> list[Row]:
+    speed = report.speed
+    if speed is None:
+        return []
+    dense, pruned = speed.dense, speed.pruned
+    table = [
+        _rate(
+            "Prefill, tokens/s", dense.prefill_tokens_per_s, pruned.prefill_tokens_per_s, speed.prefill_ratio
+        ),
+        _rate("Decode, tokens/s", dense.decode_tokens_per_s, pruned.decode_tokens_per_s, speed.decode_ratio),
+    ]
+    if speed.decode_body_ratio is not None:
+        ratio = speed.decode_body_ratio
+        side = _side(1.0, ratio, lower_is_better=False)
+        table.append(Row("Speed", "Decode, decoder layers alone", "", "", numbers.times(ratio), side))
+    if speed.head_share is not None:
+        table.append(Row("Speed", "Decode, share of the head", numbers.percent(speed.head_share), "", "", ""))
+    return table
+
+
+def _size(label: str, dense: int, pruned: int, spell: Callable[[int], str]) -> Row:
+    exact = f"{numbers.grouped(dense)} → {numbers.grouped(pruned)}"
+    side = _side(dense, pruned, lower_is_better=True)
+    return Row("Size", label, spell(dense), spell(pruned), numbers.change(dense, pruned), side, exact)
+
+
+def _rate(label: str, dense: float, pruned: float, ratio: float) -> Row:
+    side = _side(1.0, ratio, lower_is_better=False)
+    return Row("Speed", label, numbers.decimal(dense), numbers.decimal(pruned), numbers.times(ratio), side)
+
+
+def _side(before: float, after: float, *, lower_is_better: bool) -> Verdict:
+    if before == after:
+        return ""
+    return "better" if (after < before) == lower_is_better else "worse"
+
+
+def _both(pair: Pair) -> tuple[int, int]:
+    return pair.dense, pair.pruned
+
+
+def _flops(value: int) -> str:
+    return numbers.scaled(value, "FLOP")
+
+
+def _bytes(value: int) -> str:
+    return numbers.scaled(value, "B")

@@ -1,0 +1,126 @@
+"""Renders a report as one web page that needs nothing else: no network, no script. Imports facts, plots.
+
+Everything that a report quotes (prompts, commands, names) is escaped; only the pictures drawn here are not.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from sned.report import evidence, facts, numbers, plots, svg
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from sned.report.schema import Report
+
+STATES = {
+    "kept": "kept",
+    "folded": "kept, with a linear map folded into its MLP",
+    "replaced": "replaced by a linear map",
+    "trimmed": "kept, but narrower",
+    "removed": "removed",
+}
+_PHASES = ("load", "calibrate", "plan", "apply", "save", "verify", "evaluate")
+
+
+def render(report: Report) -> str:
+    """Return the page as text; the same report always gives the same bytes."""
+    return _template().render(
+        report=report,
+        name=report.model.source.rstrip("/").rpartition("/")[2] or report.model.source,
+        verdict=facts.verdict(report),
+        tiles=_tiles(report),
+        sections=_sections(report),
+        legend=_legend(report),
+        states={item.state for item in report.stack},
+        notes=[(item.layer, item.note) for item in report.stack if item.note],
+        pictures=_pictures(report),
+        phases=_phases(report),
+        code=facts.loading(report, "path/to/this/folder"),
+        options={key: _option(value) for key, value in report.options.items()},
+        chosen={(item.start, item.end) for item in report.chosen},
+        cut=lambda item: facts.span(list(range(item.start, item.end))),
+    )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for spell in (numbers.decimal, numbers.percent, numbers.grouped, numbers.count, numbers.scaled):
+        environment.filters[spell.__name__] = spell
+    environment.filters["duration"] = numbers.duration
+    for index, scheme in enumerate(("light", "dark")):
+        colours = [f"--{role}: {pair[index]};" for role, pair in svg.PALETTE.items()]
+        environment.globals[scheme] = " ".join(colours)
+    source = files("sned.report").joinpath("template.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source)
+
+
+def _tiles(report: Report) -> list[tuple[str, str, str]]:
+    """Return the headline figures that were measured: title, change, from and to."""
+    wanted = {
+        "Parameters": "Parameters",
+        "KV cache per token": "KV cache",
+        "Perplexity": "Perplexity",
+        "Decode, tokens/s": "Decoding speed",
+    }
+    found = {row.label: row for row in facts.rows(report) if row.dense}
+    return [
+        (title, found[label].change, f"{found[label].dense} → {found[label].pruned}")
+        for label, title in wanted.items()
+        if label in found
+    ]
+
+
+def _sections(report: Report) -> list[tuple[str, list[facts.Row]]]:
+    rows = facts.rows(report)
+    named = {row.section: [item for item in rows if item.section == row.section] for row in rows}
+    return list(named.items())
+
+
+def _legend(report: Report) -> list[tuple[str, str]]:
+    """Return the states that occur in the stack, as (state, words)."""
+    seen = {item.state for item in report.stack}
+    if any("removed" in (item.attention, item.mlp) for item in report.stack):
+        seen.add("removed")
+    return [(state, words) for state, words in STATES.items() if state in seen]
+
+
+def _pictures(report: Report) -> dict[str, Any]:
+    """Draw what the report holds; a picture without data is not in the result."""
+    from markupsafe import Markup
+
+    scores, drawn = report.importance, {}
+    if report.stack:
+        drawn["stack"] = plots.stack(report.stack, plots.WIDE)
+        drawn["stack_narrow"] = plots.stack(report.stack, plots.NARROW)
+    if scores and (scores.layers or scores.attention or scores.mlp):
+        drawn["importance"] = evidence.importance(scores, report.stack)
+    if scores and scores.distance:
+        drawn["triangle"] = evidence.triangle(scores.distance, report.chosen)
+    if report.quality and (report.quality.dense or report.baselines):
+        drawn["quality"] = plots.quality(report.quality, report.method, report.baselines)
+    if report.speed:
+        drawn["speed"] = plots.speed(report.speed)
+    return {key: Markup(text) for key, text in drawn.items()}  # noqa: S704 - drawn above, text in it escaped
+
+
+def _phases(report: Report) -> list[tuple[str, float]]:
+    if report.cost is None:
+        return []
+    spent = [(phase, getattr(report.cost.seconds, phase)) for phase in _PHASES]
+    return [(phase, seconds) for phase, seconds in spent if seconds is not None]
+
+
+def _option(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

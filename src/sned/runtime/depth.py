@@ -1,0 +1,69 @@
+"""What the depth methods share: which layers may go, and one pass that measures all distances.
+
+May import its neighbours in `runtime`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sned.errors import BudgetError, ConfigError
+from sned.runtime.statistics import Distances, Positions
+from sned.score.select import Cut
+
+if TYPE_CHECKING:
+    from sned.runtime.context import Context
+
+
+def measure_distances(
+    ctx: Context, positions: Positions, *, windows: int | None = None, label: str = "measure distances"
+) -> dict[str, list[list[float]]]:
+    """Return the distance triangles of the view (see `Distances`), from one pass over the calibration tokens."""
+    boundaries = [*ctx.view.layers, ctx.view.geometry.n_layers]
+    return ctx.collect(Distances(boundaries, positions), windows=windows, label=label)[0]
+
+
+def layer_range(ctx: Context, min_start: int, max_end: int | None) -> tuple[int, int]:
+    """Return the half-open range of layers that may be removed.
+
+    The first layer stays because nothing before it could take over, the last because it turns the stream towards
+    the vocabulary (UIDL; ShortGPT: perplexity 7.60 to 13.37 on Llama-2-7B for its last layer alone).
+
+    Raises:
+        ConfigError: the range is empty or leaves the model.
+    """
+    depth = ctx.view.geometry.n_layers
+    end = depth - 1 if max_end is None else max_end
+    if not 0 <= min_start < end <= depth:
+        raise ConfigError(f"min_start={min_start}, max_end={end} is not a range of the {depth} layers")
+    return min_start, end
+
+
+def parse_cut(text: str, depth: int) -> Cut:
+    """Read ``13:19``, layers 13 to 18.
+
+    Raises:
+        ConfigError: it is not a cut of a model of this depth.
+    """
+    try:
+        start, end = (int(part) for part in text.split(":"))
+    except ValueError:
+        raise ConfigError(f"span {text!r} is not a cut", hint="13:19 means layers 13 to 18") from None
+    if not 0 <= start < end <= depth or end - start == depth:
+        raise ConfigError(f"span {text!r} is not a cut of {depth} layers", hint="13:19 means layers 13 to 18")
+    return start, end
+
+
+def check_span(ctx: Context, text: str, n: int) -> Cut:
+    """Read a span that the user chose, and make sure that it is as long as the budget says.
+
+    Raises:
+        BudgetError: it is not.
+        ConfigError: it is no cut of this model.
+    """
+    cut = parse_cut(text, ctx.view.geometry.n_layers)
+    if cut[1] - cut[0] != n:
+        raise BudgetError(
+            f"--span {text} is {cut[1] - cut[0]} layers, but the budget is {n}", hint="leave one out"
+        )
+    return cut

@@ -1,0 +1,103 @@
+"""What a run has finished, on disk, so that a killed run goes on where it stopped.
+
+Every result is kept under the digest of all that it depends on; asking again is free. `journal.jsonl` says in
+order what was finished and when. May import `canon` and `errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sned.canon import digest
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+SAVE_EVERY_SECONDS = 30.0
+"""How much of an unfinished pass a kill may cost."""
+
+
+class Journal:
+    """Remembers finished work in a folder; without a folder it remembers nothing."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        if folder is not None:
+            (folder / "done").mkdir(parents=True, exist_ok=True)
+
+    def recall(self, what: str, key: Any, compute: Callable[[], T]) -> T:
+        """Return the JSON value kept for `key`, or compute and keep it."""
+        if self.folder is None:
+            return compute()
+        file = self._file(what, key, ".json")
+        if file.exists():
+            return json.loads(file.read_text())
+        value = compute()
+        _replace(file, lambda part: part.write_text(json.dumps(value)))
+        self.note(what, file.stem)
+        return value
+
+    def load_tensors(self, what: str, key: Any) -> dict[str, torch.Tensor] | None:
+        """Return the tensors kept for `key`, if any."""
+        if self.folder is None or not (file := self._file(what, key, ".safetensors")).exists():
+            return None
+        from safetensors.torch import load_file
+
+        return load_file(file)
+
+    def save_tensors(
+        self, what: str, key: Any, tensors: dict[str, torch.Tensor], *, partial: bool = False
+    ) -> None:
+        """Keep tensors for `key`; those of an unfinished pass are not noted in the journal."""
+        if self.folder is None:
+            return
+        from safetensors.torch import save_file
+
+        file = self._file(what, key, ".safetensors")
+        contiguous = {name: t.contiguous() for name, t in tensors.items()}
+        _replace(file, lambda part: save_file(contiguous, part))
+        if not partial:
+            self.note(what, file.stem)
+
+    def forget(self, what: str, key: Any) -> None:
+        """Drop the tensors kept for `key`."""
+        if self.folder is not None:
+            self._file(what, key, ".safetensors").unlink(missing_ok=True)
+
+    def note(self, what: str, detail: Any = None) -> None:
+        """Add a line to the journal."""
+        if self.folder is not None:
+            line = {"at": round(time.time(), 3), "done": what, "detail": detail}
+            with (self.folder / "journal.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _file(self, what: str, key: Any, suffix: str) -> Path:
+        assert self.folder is not None  # noqa: S101 - callers return early without a folder
+        return self.folder / "done" / f"{what}-{digest(key)[:24]}{suffix}"
+
+
+def _replace(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all."""
+    part = file.with_name(f"{file.name}.part")
+    write(part)
+    part.replace(file)
+
+
+class Pacer:
+    """Says when enough time has gone by to save an unfinished pass again."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = SAVE_EVERY_SECONDS if seconds is None else seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Tell whether to save now; the wait then starts anew."""
+        if time.monotonic() - self._last < self._seconds:
+            return False
+        self._last = time.monotonic()
+        return True

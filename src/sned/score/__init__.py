@@ -1,0 +1,1 @@
+"""Pure functions of tensors and numbers: similarity, selection, linear maps. No models, no files."""
