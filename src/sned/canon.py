@@ -56,5 +56,6 @@ def parse_span(text: str) -> tuple[int, ...]:
 
 
 def sample_indices(numel: int, count: int) -> list[int]:
-    """Return up to `count` evenly strided positions in a flattened tensor of `numel` elements."""
-    return list(range(0, numel, max(1, numel // count)))[:count]
+    """Return up to `count` distinct positions, evenly spaced from 0, in a flattened tensor of `numel` elements."""
+    taken = min(count, numel)
+    return [i * numel // taken for i in range(taken)]

@@ -271,9 +271,7 @@ class TestHub:
 
     def test_no_network_is_one_message(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.play(monkeypatch, ConnectionError("Couldn't reach the Hub\nat all"))
-        with pytest.raises(
-            DataError, match=r"org/name:en, split train, could not be read: .*the Hub"
-        ) as caught:
+        with pytest.raises(DataError, match=r"org/name:en, split train, could not be read: .*the Hub") as caught:
             read("hf:org/name:en")
         assert "at all" not in str(caught.value)
         assert "network" in (caught.value.hint or "")

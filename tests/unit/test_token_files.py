@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def words(*vocabulary: str) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(("?", *vocabulary))}, unk_token="?")
-    )
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("?", *vocabulary))}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?")
 

@@ -1,4 +1,4 @@
 """Model folders: finding them, reading and writing their tensors, loading, saving and verifying.
 
-May import errors, canon, progress, models, data, plan, score and runtime. Nothing here decides what to prune.
+May import errors, canon, progress, models, data, plan and score. Nothing here decides what to prune.
 """

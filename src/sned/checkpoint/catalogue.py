@@ -57,9 +57,7 @@ def catalogue(folder: Path) -> dict[str, Entry]:
     """
     if not folder.is_dir():
         what = "is a file, not a model folder" if folder.exists() else "does not exist"
-        raise CheckpointError(
-            f"{folder} {what}.", hint="Check the path; a model is a folder with a config.json."
-        )
+        raise CheckpointError(f"{folder} {what}.", hint="Check the path; a model is a folder with a config.json.")
     if not (folder / "config.json").is_file():
         raise _no_config(folder)
     _read_json(folder / "config.json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from sned.errors import CheckpointError
 
 _MARKERS = ("sned/report.json", "sned/plan.json", "plan.json")
+_HIDDEN = re.compile(r"^\.(.+)\.partial-[0-9a-f]{8}$")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -39,11 +41,15 @@ def free_bytes(path: Path) -> int:
 
 
 def write_error(folder: Path, error: Exception, *, needed: int | None = None) -> CheckpointError:
-    """Return the error for a failed write: the folder, the bytes needed (if known) and the bytes free."""
+    """Return the error for a failed write: the folder, the bytes needed (if known) and the bytes free.
+
+    A folder still under its hidden name is told by the name it was to get.
+    """
+    shown = folder.with_name(_HIDDEN.sub(r"\1", folder.name))
     free = f"{format_bytes(free_bytes(folder))} are free there"
     sizes = free if needed is None else f"{format_bytes(needed)} were to be written, {free}"
     return CheckpointError(
-        f"could not write into {folder}: {error} ({sizes}).",
+        f"could not write into {shown}: {error} ({sizes}).",
         hint="Free space, check the permissions, or choose another folder. Nothing half-written is left.",
     )
 
@@ -66,9 +72,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
                 hint="Name a new folder, such as runs/pruned.",
             )
     if out.exists() and not out.is_dir():
-        raise CheckpointError(
-            f"{out} is a file; a result is a folder.", hint="Name a new folder, or move the file."
-        )
+        raise CheckpointError(f"{out} is a file; a result is a folder.", hint="Name a new folder, or move the file.")
     if os.path.ismount(out):
         raise CheckpointError(
             f"{out} is a mount point and cannot be replaced.", hint=f"Name a folder in it: {out}/model"

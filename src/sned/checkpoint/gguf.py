@@ -177,7 +177,8 @@ def _check_complete(path: Path, reader: Any, model: Any, missing: Iterable[str])
 def _mend_config(path: Path, config: Any, reader: Any) -> None:
     """Restore the rotary scaling, which transformers ignores, and drop traces of the file format."""
     for name, value in list(vars(config).items()):
-        setattr(config, name, _shortest(value))
+        if (short := _shortest(value)) != value:
+            setattr(config, name, short)
     if hasattr(config, "_model_name_or_path"):  # the file's title, under a key that nothing reads
         del config._model_name_or_path
     tables = {tensor.name: tensor.data for tensor in reader.tensors if tensor.name in _ROPE_TABLES}
@@ -199,19 +200,14 @@ def _is_llama3(config: Any, table: Any) -> bool:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     plain = dict(config.rope_parameters)
-    scaling = {"factor": float(table.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    config.rope_parameters = {
-        **plain,
-        **scaling,
-        "rope_type": "llama3",
-        "original_max_position_embeddings": 8192,
-    }
+    scaling = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    sizes = {"factor": float(table.max()), "original_max_position_embeddings": 8192}
+    config.rope_parameters = plain | scaling | sizes
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     width = 2 * len(scaled)
     unscaled = plain["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
-    return table.size == len(scaled) and torch.allclose(
-        unscaled / scaled, torch.from_numpy(table.copy()).flatten(), rtol=1e-3
-    )
+    ratio = torch.from_numpy(table.copy()).flatten()
+    return ratio.shape == scaled.shape and torch.allclose(unscaled / scaled, ratio, rtol=1e-3)
 
 
 def _shortest(value: Any) -> Any:

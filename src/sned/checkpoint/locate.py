@@ -45,9 +45,7 @@ def locate(model: str, *, progress: Progress = SILENT, revision: str | None = No
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return _converted(path, progress)
-        raise CheckpointError(
-            f"{path} is a file, but not a .gguf file.", hint="Give the folder that holds it."
-        )
+        raise CheckpointError(f"{path} is a file, but not a .gguf file.", hint="Give the folder that holds it.")
     if path.suffix.lower() == ".gguf" or _looks_like_path(model):
         raise CheckpointError(
             f"no such folder or file: {path} (looked in {Path.cwd()}).",
@@ -178,9 +176,7 @@ def _hub_error(model: str, revision: str | None, error: Exception) -> Checkpoint
             hint=f"Accept its terms at {page}, then log in: hf auth login",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return CheckpointError(
-            f"{model} has no revision {revision!r}.", hint=f"See {page}/tree/main for its branches."
-        )
+        return CheckpointError(f"{model} has no revision {revision!r}.", hint=f"See {page}/tree/main for its branches.")
     if isinstance(error, errors.RepositoryNotFoundError):
         return CheckpointError(
             f"{model!r} is neither a folder in {Path.cwd()} nor a model on the Hub that you may read.",

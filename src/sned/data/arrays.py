@@ -44,8 +44,7 @@ def check_ids(ids: Tensor, place: str, vocab_size: int | None = None) -> Tensor:
         row, column = (int(i) for i in wrong.nonzero()[0])
         limit = "a vocabulary" if vocab_size is None else f"the vocabulary of {vocab_size:,}"
         raise DataError(
-            f"{place}: the token id {int(ids[row, column])} (window {row}, position {column}) "
-            f"is outside {limit}.",
+            f"{place}: the token id {int(ids[row, column])} (window {row}, position {column}) is outside {limit}.",
             hint="the tokens were made by another tokenizer",
         )
     return ids

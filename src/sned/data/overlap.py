@@ -62,5 +62,5 @@ def _run_hashes(text: NDArray[np.uint64], run: int) -> NDArray[np.uint64]:
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(run):
         hashes *= _BASE
-        hashes += text[offset : offset + count] + np.uint64(1)
+        hashes += text[offset : offset + count]
     return hashes

@@ -61,9 +61,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     return encoding["input_ids"]
 
 
-def pack(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, windows: int, length: int, name: str
-) -> Tensor:
+def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, windows: int, length: int, name: str) -> Tensor:
     """Fill windows with documents joined by a blank line; int64 `[windows, length]`.
 
     What does not fill the last window is dropped, and documents are read only until the windows are full.

@@ -140,9 +140,7 @@ class Tokens:
         """
         sources = parse_sources(source, role)
         if min(tokens, seq_len) < 2:
-            raise ConfigError(
-                f"{tokens} tokens in windows of {seq_len} predict nothing.", hint="take at least 2"
-            )
+            raise ConfigError(f"{tokens} tokens in windows of {seq_len} predict nothing.", hint="take at least 2")
         identity = "" if tokenizer is None else packing.tokenizer_digest(tokenizer)
         if len(sources) == 1 and sources[0].scheme == "tokens":
             ids, identity = _taken(sources[0], identity)
@@ -183,9 +181,7 @@ class _Maker:
                 )
             return ids[:count]
         if self.tokenizer is None:
-            raise ConfigError(
-                f"{source.spec} is text, and there is no tokenizer.", hint="tokens:PATH needs none"
-            )
+            raise ConfigError(f"{source.spec} is text, and there is no tokenizer.", hint="tokens:PATH needs none")
         texts = documents(source, self.role, self.seed)
         return packing.pack(texts, self.tokenizer, windows=count, length=self.length, name=source.spec)
 

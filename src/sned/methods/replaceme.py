@@ -10,9 +10,9 @@ import torch
 from sned.errors import ConfigError
 from sned.plan.ops import DropLayers, Fold, Op, Replace
 from sned.runtime.context import Context
-from sned.runtime.depth import check_span, layer_range, measure_distances
+from sned.runtime.depth import check_span, distances, explain, layer_range, measure_distances
 from sned.runtime.method import method
-from sned.runtime.statistics import CutMoments, Distances, Positions, cut_problem
+from sned.runtime.statistics import CutMoments, Positions, cut_problem
 from sned.score.linear_map import (
     AdamOptions,
     MapFit,
@@ -86,7 +86,7 @@ def replaceme(
     for number, cut in enumerate(fused):
         moments = chooser.known.get(cut) if number == 0 and len(fused) == 1 else None
         yield from chooser.ops(cut, moments or chooser.collect([cut])[0], final=True)
-    ctx.scores["cuts"] = [{"start": s, "end": e, "distance": chooser.distance(s, e)} for s, e in fused]
+    ctx.scores["cuts"] = [chooser.row(cut) for cut in fused]
     ctx.scores["fit"] = maker.fits
 
 
@@ -120,6 +120,7 @@ class _MapMaker:
             self.fits.append(
                 {"layer": before, "start": start, "end": end, "tokens": moments.tokens, "rank": made.rank}
                 | {"condition": made.condition, "ridge": ridge, "relative_error": made.relative_error}
+                | {"estimator": self.iterative.loss if self.iterative else "lstsq", "structure": self.structure}
             )
         return made.matrix
 
@@ -183,10 +184,9 @@ class _Chooser:
         """Return the moments of cuts, from one pass for those not known yet; the first pass measures all distances."""
         problems = [self._problem(cut) for cut in cuts if cut not in self.known]
         if problems and self.triangle is None and not self.ctx.ops:
-            boundaries = [*self.ctx.view.layers, self.ctx.view.geometry.n_layers]
-            triangles, *found = self.ctx.collect(Distances(boundaries, self.positions), *problems)
+            triangles, *found = self.ctx.collect(distances(self.ctx, self.positions), *problems)
             self.triangle = triangles["angular"]
-            self.ctx.scores["distance"] = self.triangle
+            explain(self.ctx, triangles)
         else:
             found = self.ctx.collect(*problems) if problems else []
         fresh = {(p.cut[1], p.cut[2]): m for p, m in zip(problems, found, strict=True)}
@@ -203,9 +203,12 @@ class _Chooser:
             return [Replace(layers=span, tensor=reference)]
         return [Fold(layer=problem.cut[0], tensor=reference), DropLayers(layers=span)]
 
-    def distance(self, start: int, end: int) -> float | None:
-        """Return the angular distance that a cut bridges."""
-        return None if self.triangle is None else self.triangle[start][end]
+    def row(self, cut: Cut) -> dict[str, Any]:
+        """Describe a chosen cut for the scores."""
+        start, end = cut
+        distance = None if self.triangle is None else self.triangle[start][end]
+        folded = any(isinstance(op, Fold) for op in self.ctx.ops)
+        return {"start": start, "end": end, "distance": distance, "folded": folded}
 
     def _ranked(self, triangle: list[list[float]], n: int, taken: list[Cut]) -> list[Cut]:
         return ranked_cuts(triangle, n, first=self.allowed[0], last=self.allowed[1], taken=taken)

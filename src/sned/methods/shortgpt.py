@@ -7,7 +7,7 @@ from typing import Annotated
 
 from sned.plan.ops import DropLayers, Op
 from sned.runtime.context import Context
-from sned.runtime.depth import layer_range, measure_distances
+from sned.runtime.depth import explain, layer_range, measure_distances
 from sned.runtime.method import method
 from sned.score.select import lowest
 
@@ -33,7 +33,7 @@ def shortgpt(
     Departure: the first and the last layer are protected by default.
     """
     triangles = measure_distances(ctx, "all")
-    ctx.scores["distance"] = triangles["angular"]
+    explain(ctx, triangles)
     cosine = triangles["cosine"]
     first, last = layer_range(ctx, min_start, max_end)
     yield DropLayers(layers=lowest({i: cosine[i][i + 1] for i in range(first, last)}, layers))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from sned.plan.ops import DropLayers, Op
 from sned.runtime.context import Context
-from sned.runtime.depth import check_span, layer_range, measure_distances
+from sned.runtime.depth import check_span, explain, layer_range, measure_distances
 from sned.runtime.method import method
 from sned.runtime.statistics import Positions
 from sned.score.select import ranked_cuts
@@ -36,7 +36,7 @@ def uidl(
     Departures: all tokens of packed windows count by default, not only the last; the last layer is protected.
     """
     triangles = measure_distances(ctx, positions)
-    ctx.scores["distance"] = triangles["angular"]
+    explain(ctx, triangles)
     if span is None:
         first, last = layer_range(ctx, min_start, max_end)
         start, end = ranked_cuts(triangles["angular"], layers, first=first, last=last)[0]

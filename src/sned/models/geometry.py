@@ -102,12 +102,16 @@ def n_kv_groups(config: PretrainedConfig) -> int:
     return int(config.num_attention_heads)
 
 
-def build_axes(
-    layer: nn.Module, index: int, family: Family, heads: int, groups: int, head_dim: int
-) -> list[Axis]:
-    """Return the axes of one layer: its KV groups and its MLP channels (none for a mixture of experts)."""
-    axes = [_group_axis(layer, index, family, heads // groups, groups, head_dim)]
-    if not family.experts:
+def build_axes(layer: nn.Module, index: int, family: Family, ratio: int, head_dim: int) -> list[Axis]:
+    """Return the axes of one layer: its KV groups of `ratio` query heads, and its MLP channels.
+
+    A mixture of experts has no MLP axis; what was already removed or replaced has none either.
+    """
+    weights = {name for name, _ in layer.named_parameters()}
+    axes: list[Axis] = []
+    if f"{path(family.attn, family.o)}.weight" in weights:
+        axes.append(_group_axis(layer, index, family, ratio, head_dim))
+    if f"{path(family.mlp, family.down)}.weight" in weights:
         axes.append(_mlp_axis(layer, index, family))
     return axes
 
@@ -147,9 +151,11 @@ def _mlp_axis(layer: nn.Module, index: int, family: Family) -> Axis:
     return Axis(f"layers.{index}.mlp.hidden", index, size, tuple(slots), down, 1)
 
 
-def _group_axis(layer: nn.Module, index: int, family: Family, ratio: int, groups: int, width: int) -> Axis:
+def _group_axis(layer: nn.Module, index: int, family: Family, ratio: int, width: int) -> Axis:
     """Return the axis whose unit is one KV group: its key-value head and the `ratio` query heads it serves."""
     out = path(family.attn, family.o)
+    module = layer.get_submodule(out)
+    groups = module.weight.shape[0 if is_conv1d(module) else 1] // (ratio * width)
     slots = _linear_slots(layer, out, output=False, parts=[(0, ratio * width)])
     if family.qkv:
         parts = {

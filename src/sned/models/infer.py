@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+UNEVEN = "sned_"
+"""Prefix of the model type of a checkpoint whose layers differ."""
+
+
 def resolve_family(model: PreTrainedModel, *, trust_inferred: bool = False) -> Family:
     """Return the row that describes a model, checked against the variants that the row does not cover.
 
@@ -25,7 +29,7 @@ def resolve_family(model: PreTrainedModel, *, trust_inferred: bool = False) -> F
         UnsupportedModelError: the model type is unknown and no guess is accepted, or the variant has no plain
             residual stream.
     """
-    kind = model.config.model_type
+    kind = model.config.model_type.removeprefix(UNEVEN)
     if kind in FAMILIES:
         if not getattr(model.config, "do_layer_norm_before", True):
             raise UnsupportedModelError(

@@ -1,4 +1,4 @@
-"""Modules that stand where pruning removed something, and the classes that rebuild such a model.
+"""Modules that stand where pruning removed something, and the classes that rebuild a model of uneven layers.
 
 This file is shipped beside the weights of models that stock classes cannot hold. It needs only torch and
 transformers, and never imports sned.
@@ -6,10 +6,17 @@ transformers, and never imports sned.
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
+
+PREFIX = "Sned"
+RECIPE = "sned_layers"
+"""Name of the config entry that says how the layers differ from stock ones."""
 
 
 def _find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
@@ -70,3 +77,70 @@ class LinearLayer(nn.Module):
         _count_tokens(_find_cache(args, kwargs), hidden_states, self.layer_idx)
         mapped = self.linear(hidden_states)
         return (mapped, None) if self.returns_tuple else mapped
+
+
+def rebuild(model: nn.Module, recipe: dict[str, Any]) -> None:
+    """Give a freshly built stock model the layers that a recipe describes; parameters become empty.
+
+    Args:
+        model: A causal language model, or its bare decoder.
+        recipe: `path` of the layer list, names of the sublayers, and `layers`: changes by layer position.
+    """
+    names = recipe["path"].split(".")
+    while not hasattr(model, names[0]):
+        names.pop(0)  # a bare decoder lacks the first step of the path
+    layers: Any = model.get_submodule(".".join(names))
+    for position, change in recipe["layers"].items():
+        index = int(position)
+        if change.get("linear"):
+            layers[index] = LinearLayer(recipe["hidden"], index, returns_tuple=recipe["returns_tuple"])
+        else:
+            _reshape(layers[index], index, change, recipe)
+
+
+def _reshape(layer: nn.Module, index: int, change: dict[str, Any], recipe: dict[str, Any]) -> None:
+    for which in change.get("without", []):
+        if which == "attn":
+            setattr(layer, recipe["attn"], NoMixer(index))
+        elif recipe["mlp"]:
+            setattr(layer, recipe["mlp"], NoMLP())
+        else:
+            setattr(layer, recipe["up"], nn.Identity())
+            setattr(layer, recipe["down"], NoMLP())
+    for name, shape in change.get("shapes", {}).items():
+        owner, _, leaf = name.rpartition(".")
+        module = layer.get_submodule(owner)
+        old = getattr(module, leaf)
+        setattr(module, leaf, nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device)))
+    for name, values in change.get("attributes", {}).items():
+        for key, value in values.items():
+            setattr(layer.get_submodule(name), key, value)
+    for name, values in change.get("config", {}).items():
+        module: Any = layer.get_submodule(name)
+        module.config = copy.copy(module.config)
+        for key, value in values.items():
+            setattr(module.config, key, value)
+
+
+class _Uneven:
+    """Builds the stock model, then gives it its own layers."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        rebuild(self, getattr(config, RECIPE))  # pyright: ignore[reportArgumentType]
+
+
+@cache
+def _make(name: str) -> type:
+    """Return the uneven twin of a stock class: `SnedLlamaForCausalLM` of `LlamaForCausalLM`, and so on."""
+    stock = getattr(transformers, name.removeprefix(PREFIX))
+    if issubclass(stock, transformers.PretrainedConfig):
+        return type(name, (stock,), {"model_type": f"sned_{stock.model_type}", "__module__": __name__})
+    config = _make(f"{PREFIX}{stock.config_class.__name__}")
+    return type(name, (_Uneven, stock), {"config_class": config, "__module__": __name__})
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith(PREFIX) and hasattr(transformers, name.removeprefix(PREFIX)):
+        return _make(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -75,6 +75,7 @@ def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
     Raises:
         PlanError: a unit does not exist, or none of those still there would be kept.
     """
+    _require_sublayer(view, axis.layer, "attn" if axis.kind.startswith("attn") else "mlp")
     alive = view.alive[axis.name]
     wanted = set(units)
     if beyond := [u for u in wanted if not 0 <= u < axis.size]:
@@ -82,7 +83,6 @@ def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
     current = [position for position, unit in enumerate(alive) if unit in wanted]
     if not current:
         raise PlanError(f"this would remove every unit of {axis.name}", hint="drop the sublayer instead")
-    _require_sublayer(view, axis.layer, "attn" if axis.kind.startswith("attn") else "mlp")
     view.edit(axis.layer, _cut(axis, len(alive), current), structural=True)
     view.alive[axis.name] = tuple(alive[position] for position in current)
     if axis.kind == "attn.group":

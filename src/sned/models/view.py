@@ -286,7 +286,7 @@ class View:
         head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
         head = self.model.get_output_embeddings()
         experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-        axes = [a for i, m in self.layers.items() for a in build_axes(m, i, family, heads, groups, head_dim)]
+        axes = [a for i, m in self.layers.items() for a in build_axes(m, i, family, heads // groups, head_dim)]
         return Geometry(
             model_type=config.model_type,
             n_layers=len(self.layers),

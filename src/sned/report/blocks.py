@@ -82,9 +82,7 @@ class Quality(Block):
     dense: Loss | None = Field(description="null when no base was measured beside it")
     pruned: Loss
     kl: float | None = Field(description="KL(dense || pruned), nats per token; null without a base")
-    top1_agreement: float | None = Field(
-        description="share of equal best guesses, 0 to 1; null without a base"
-    )
+    top1_agreement: float | None = Field(description="share of equal best guesses, 0 to 1; null without a base")
 
 
 class Throughput(Block):

@@ -1,7 +1,7 @@
 """Writes the model card, ``README.md``, of a pruned checkpoint. Imports facts and numbers; yaml when called.
 
-The card states what is known and no more: what was removed, what was measured and on how little, and what was not
-looked at.
+The card states what is known and no more: what was removed, what was measured and on how little, and what
+was not looked at.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def front_matter(readme: str) -> dict[str, Any]:
     return block if isinstance(block, dict) else {}
 
 
-def render_card(
-    report: Report, base_metadata: Mapping[str, Any], *, name: str, base_model: str | None = None
-) -> str:
+def render_card(report: Report, base_metadata: Mapping[str, Any], *, name: str, base_model: str | None = None) -> str:
     """Return the text of ``README.md``.
 
     Args:
@@ -67,9 +65,7 @@ def render_card(
 
 
 def _intro(report: Report, name: str, base_model: str | None) -> str:
-    link = (
-        f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{report.model.source}`"
-    )
+    link = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{report.model.source}`"
     text = f"# {name}\n\n{link}, pruned with `{report.method}`. {facts.verdict(report)}"
     notes = [f"- Layer {item.layer}: {item.note}" for item in report.stack if item.note]
     counted = "Layers are counted from 0 in the base model; a range names both its ends."
@@ -95,9 +91,7 @@ def _measured(report: Report) -> str:
 def _load(report: Report, name: str) -> str:
     text = f"## Loading\n\n```python\n{facts.loading(report, name)}```"
     if report.verify and not report.verify.stock_class:
-        text += (
-            "\n\nNo stock class can hold this model: `modeling_sned.py` in this folder does. Read it first."
-        )
+        text += "\n\nNo stock class can hold this model: `modeling_sned.py` in this folder does. Read it first."
     return text
 
 
@@ -106,8 +100,8 @@ def _limits(report: Report) -> str:
     if report.quality:
         tokens, source = numbers.grouped(report.quality.protocol.tokens), report.quality.protocol.source
         known.append(
-            f"The figures come from {tokens} tokens of `{source}`: a small sample. Other text, other languages "
-            "and other tasks will differ, and reasoning and recall often suffer more than perplexity shows."
+            f"The figures come from {tokens} tokens of `{source}`: a small sample. Other text, languages and "
+            "tasks will differ, and reasoning and recall often suffer more than perplexity shows."
         )
     else:
         known.append("The quality of this model was not measured.")

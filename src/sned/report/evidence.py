@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sned.report.schema import Cut, Importance, Layer
 
 _BARS_PITCH, _TRIANGLE = 150, 410  # pixels: a row of bars, a side of the triangle
+_CORNER = "axes fraction"
 _WHITE, _BLACK = "#ffffff", "#101010"  # on the heat map, the same in every theme
 
 
@@ -31,39 +32,49 @@ def importance(scores: Importance, layers: list[Layer]) -> str:
     series = [(title, values, part) for title, values, part in named if values]
     lost = set(gone(layers))
     depth = max(len(values) for _, values, _ in series)
+    log = any(max(values) > 10 * min(values) for _, values, _ in series)
     width = max(440, min(1010, 56 + 30 * depth))
     with svg.style("importance"):
         figure = svg.canvas(width, _BARS_PITCH * len(series) + 6)
         for row, (title, values, part) in enumerate(series):
             axes = svg.panel(figure, 46, row * _BARS_PITCH + 30, width - 50, _BARS_PITCH - 56)
             out = lost | {item.layer for item in layers if part and getattr(item, part) == "removed"}
-            log = _bars(axes, values, out)
+            _bars(axes, values, out, log)
             svg.caption(axes, title, "1 − cos(in, out)" + (", log scale" if log else ""), indent=-46)
         return svg.render(figure, "importance", "Importance of every layer")
 
 
-def _bars(axes: Axes, values: list[float], out: set[int]) -> bool:
-    """Draw one row of bars, removed parts in their own colour; tell whether the scale is logarithmic."""
+def _bars(axes: Axes, values: list[float], out: set[int], log: bool) -> None:
+    """Draw one row of bars, removed parts in their own colour."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    positive = [value for value in values if value > 0]
-    log = bool(positive) and max(positive) > 10 * min(positive)
     colours = [LIGHT["removed" if index in out else "kept"] for index in range(len(values))]
-    if log:
-        axes.set_yscale("log")
-        axes.set_ylim(min(positive) / 1.8, max(positive) * 1.25)
     axes.bar(range(len(values)), values, width=0.78, color=colours)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    if not log:
+    high = max(values)
+    if log and high > 0:
+        # A layer that does nothing at all must not flatten the others: four decades are shown.
+        low = max(min(value for value in values if value > 0), high / 1e4)
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.8, high * 1.25)
+        axes.set_yticks(_decades(low / 1.8, high * 1.25))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
         axes.locator_params(axis="y", nbins=4)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(axis="y", linewidth=0.7)
     axes.spines["left"].set_visible(False)
     axes.tick_params(length=0, labelsize=9.5)
     axes.set_xlim(-0.7, len(values) - 0.3)
-    step = next(step for step in (1, 2, 5, 10, 20) if len(values) <= 34 * step)
+    step = next((step for step in (1, 2, 5, 10, 20) if len(values) <= 34 * step), 50)
     axes.set_xticks(range(0, len(values), step))
-    return log
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Return round values between two bounds, few enough to be read: 1s and 3s, or 1s alone."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    fine = [lead * 10.0**power for power in powers for lead in (1, 3)]
+    shown = [tick for tick in fine if low <= tick <= high]
+    return shown if len(shown) <= 4 else shown[::2] if shown[0] in fine[::2] else shown[1::2]
 
 
 def triangle(distance: list[list[float | None]], cuts: list[Cut]) -> str:
@@ -103,8 +114,7 @@ def triangle(distance: list[list[float | None]], cuts: list[Cut]) -> str:
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0, labelsize=9.5)
         svg.caption(axes, "Layers in the cut", indent=-42)
-        note = {"xycoords": "axes fraction", "textcoords": "offset points", "color": LIGHT["muted"]}
-        axes.annotate("first layer of the cut", (1, 0), xytext=(0, -32), ha="right", **note)
+        svg.write(axes, "first layer of the cut", (1, 0), (0, -32), _CORNER, ha="right", color=LIGHT["muted"])
         _colour_bar(figure, image, low, high, log)
         return svg.render(figure, "triangle", "Angular distance across every possible cut")
 
@@ -114,9 +124,7 @@ def _mark(axes: Axes, grid: np.ndarray, cuts: list[Cut]) -> None:
     import numpy as np
 
     cell = _TRIANGLE / len(grid)
-    best = [
-        (int(np.nanargmin(row)), length) for length, row in enumerate(grid, start=1) if np.isfinite(row).any()
-    ]
+    best = [(int(np.nanargmin(row)), length) for length, row in enumerate(grid, start=1) if np.isfinite(row).any()]
     size = max(1.6, min(4.0, cell / 4))
     axes.plot(
         [start for start, _ in best],
@@ -136,12 +144,10 @@ def _mark(axes: Axes, grid: np.ndarray, cuts: list[Cut]) -> None:
     lines = [_named(cut) for cut in cuts]
     lines = [*lines[:8], f"and {len(lines) - 8} more"] if len(lines) > 9 else lines
     title = "☐ chosen" if lines else ""
-    place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "top"}
-    axes.annotate("• nearest cut of each length", (1, 1), xytext=(0, -58), color=LIGHT["muted"], **place)
-    for row, line in enumerate([title, *lines]):
-        axes.annotate(
-            line, (1, 1), xytext=(0, -80 - 16 * row), color=LIGHT["ink" if row else "muted"], **place
-        )
+    said = [("• nearest cut of each length", "muted"), (title, "muted"), *((line, "ink") for line in lines)]
+    for row, (line, role) in enumerate(said):
+        below = 58 + 16 * row + (6 if row else 0)
+        svg.write(axes, line, (1, 1), (0, -below), _CORNER, ha="right", va="top", color=LIGHT[role])
 
 
 def _named(cut: Cut) -> str:

@@ -130,9 +130,7 @@ def _quality_rows(report: Report) -> list[Row]:
     delta = f"{pruned.nll - dense.nll:+.3f}".replace("-", "−") if dense else ""
     table.append(Row("Quality", "Loss, nats per token", before, numbers.decimal(pruned.nll), delta, side))
     if quality.kl is not None:
-        table.append(
-            Row("Quality", "KL from the base, nats per token", "", numbers.decimal(quality.kl), "", "")
-        )
+        table.append(Row("Quality", "KL from the base, nats per token", "", numbers.decimal(quality.kl), "", ""))
     if quality.top1_agreement is not None:
         share = numbers.percent(quality.top1_agreement)
         table.append(Row("Quality", "Same top token as the base", "", share, "", ""))
@@ -145,9 +143,7 @@ def _speed_rows(report: Report) -> list[Row]:
         return []
     dense, pruned = speed.dense, speed.pruned
     table = [
-        _rate(
-            "Prefill, tokens/s", dense.prefill_tokens_per_s, pruned.prefill_tokens_per_s, speed.prefill_ratio
-        ),
+        _rate("Prefill, tokens/s", dense.prefill_tokens_per_s, pruned.prefill_tokens_per_s, speed.prefill_ratio),
         _rate("Decode, tokens/s", dense.decode_tokens_per_s, pruned.decode_tokens_per_s, speed.decode_ratio),
     ]
     if speed.decode_body_ratio is not None:

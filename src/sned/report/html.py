@@ -51,9 +51,7 @@ def render(report: Report) -> str:
 def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     for spell in (numbers.decimal, numbers.percent, numbers.grouped, numbers.count, numbers.scaled):
         environment.filters[spell.__name__] = spell
     environment.filters["duration"] = numbers.duration

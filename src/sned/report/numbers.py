@@ -5,8 +5,6 @@ The separator inside a number and before its unit is a narrow no-break space: no
 
 from __future__ import annotations
 
-import math
-
 THIN = "\u202f"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SI = ("", "k", "M", "G", "T", "P", "E")
@@ -21,13 +19,13 @@ def decimal(value: float, digits: int = 3) -> str:
     """Return a number with so many significant digits, as a power of ten where it is very large or small."""
     if value == 0:
         return "0"
-    if not 1e-3 <= abs(value) < 1e5:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
-    if abs(value) >= 10 ** (digits - 1):
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    exponent = int(power)
+    if not -4 < exponent < 5:
+        return f"{mantissa}×10{str(exponent).translate(_SUPERSCRIPT)}".replace("-", "−")
+    if exponent >= digits - 1:
         return grouped(round(value))
-    places = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{value:.{places}f}".replace("-", "−")
+    return f"{value:.{digits - 1 - exponent}f}".replace("-", "−")
 
 
 def scaled(value: float, unit: str = "", digits: int = 3) -> str:

@@ -119,19 +119,14 @@ def _rows(figure: Figure, top: float, rows: list[tuple[str, float, str, str]], l
     axes.set_axis_off()
     axes.barh(range(len(rows)), values, height=0.62, color=[LIGHT[role] for _, _, _, role in rows])
     for row, (label, value, note, _) in enumerate(rows):
-        place = {"textcoords": "offset points", "va": "center"}
-        left = ("axes fraction", "data")
-        axes.annotate(_shorten(label, 16), (0, row), xycoords=left, xytext=(-_LABEL, 0), fontsize=12, **place)
-        text = axes.annotate(
-            numbers.decimal(value), (value, row), xytext=(6, 0), fontsize=12, fontweight="bold", **place
-        )
-        if note:
-            extent = text.get_window_extent()
-            room = int((_CHART - extent.x1 - 8) / _LETTER)
-            shift = extent.width + 14
-            axes.annotate(
-                _shorten(note, room), (value, row), xytext=(shift, 0), color=LIGHT["muted"], **place
-            )
+        edge, end = ("axes fraction", "data"), (value, row)
+        svg.write(axes, _shorten(label, 16), (0, row), (-_LABEL, 0), edge, va="center", fontsize=12)
+        figures = numbers.decimal(value)
+        shown = svg.write(axes, figures, end, (6, 0), "data", va="center", fontsize=12, fontweight="bold")
+        extent = shown.get_window_extent()
+        room = int((_CHART - extent.x1 - 8) / _LETTER)
+        shift = (extent.width + 14, 0)
+        svg.write(axes, _shorten(note, room), end, shift, "data", va="center", color=LIGHT["muted"])
     return axes
 
 

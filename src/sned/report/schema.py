@@ -130,9 +130,7 @@ def load(path: str | Path) -> Report:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(
-            f"Cannot read the report {file}: {error.strerror or error}.", hint=hint
-        ) from error
+        raise CheckpointError(f"Cannot read the report {file}: {error.strerror or error}.", hint=hint) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"The report {file} is not UTF-8 text.", hint=hint) from error
     except json.JSONDecodeError as error:

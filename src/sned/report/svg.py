@@ -13,11 +13,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+Coords = str | tuple[str, str]
 
 # Role: (light, dark). Hues are told apart by people who see few colours: blue, vermilion, amber, purple.
 PALETTE = {
@@ -115,9 +118,16 @@ def _as_variable(match: re.Match[str]) -> str:
     return f"var(--{_ROLE[colour]}, {colour})" if colour in _ROLE else colour
 
 
+def write(
+    axes: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], coords: Coords, **look: Any
+) -> Annotation:
+    """Write text so many pixels off a point; matplotlib's words for `coords` and the look."""
+    return axes.annotate(text, at, xycoords=coords, xytext=shift, textcoords="offset points", **look)
+
+
 def caption(axes: Axes, title: str, note: str = "", indent: float = 0) -> None:
     """Write a title, and a note after it, above the upper left corner."""
-    place = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-    text = axes.annotate(title, (0, 1), xytext=(indent, 9), fontsize=13, fontweight="bold", **place)
-    shift = text.get_window_extent().width + 10 if title else 0
-    axes.annotate(note, (0, 1), xytext=(indent + shift, 9), fontsize=11.5, color=LIGHT["muted"], **place)
+    corner, coords = (0, 1), "axes fraction"
+    shown = write(axes, title, corner, (indent, 9), coords, va="bottom", fontsize=13, fontweight="bold")
+    start = indent + (shown.get_window_extent().width + 10 if title else 0)
+    write(axes, note, corner, (start, 9), coords, va="bottom", fontsize=11.5, color=LIGHT["muted"])

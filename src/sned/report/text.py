@@ -1,4 +1,4 @@
-"""The before/after table for a terminal, which `sned prune` and the demo print. Imports facts; rich when called."""
+"""The before/after table for a terminal, as `sned prune` prints it. Imports facts; rich when called."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _COLOURS = {"better": "green", "worse": "red", "": ""}
 
 
 def summary(report: Report) -> Group:
-    """Return what rich prints: the outcome in words, the table, the simpler methods, the checks, the warnings."""
+    """Return what rich prints: the outcome in words, the table, remarks, and the warnings."""
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Text | Table] = [Text(facts.verdict(report), style="bold"), Text(), _table(report)]
+    parts: list[Text | Table] = [Text(facts.verdict(report), style="bold"), Text(), _table(report), Text()]
     parts += [Text(f"{name}: {value}") for name, value in _lines(report)]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     return Group(*parts)

@@ -5,6 +5,7 @@ May import its neighbours in `runtime`.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sned.errors import BudgetError, ConfigError
@@ -19,8 +20,24 @@ def measure_distances(
     ctx: Context, positions: Positions, *, windows: int | None = None, label: str = "measure distances"
 ) -> dict[str, list[list[float]]]:
     """Return the distance triangles of the view (see `Distances`), from one pass over the calibration tokens."""
-    boundaries = [*ctx.view.layers, ctx.view.geometry.n_layers]
-    return ctx.collect(Distances(boundaries, positions), windows=windows, label=label)[0]
+    return ctx.collect(distances(ctx, positions), windows=windows, label=label)[0]
+
+
+def distances(ctx: Context, positions: Positions) -> Distances:
+    """Return the statistic that measures all distances of the view as it is."""
+    return Distances([*ctx.view.layers, ctx.view.geometry.n_layers], positions)
+
+
+def explain(ctx: Context, triangles: dict[str, list[list[float]]]) -> None:
+    """Keep in the scores what a reader wants to see: `distance[s][n]`, angular, and the influence of each layer."""
+    depth = ctx.view.geometry.n_layers
+    angular, cosine = triangles["angular"], triangles["cosine"]
+    ctx.scores["distance"] = [[_number(angular[s][s + n]) for n in range(depth - s + 1)] for s in range(depth)]
+    ctx.scores["influence"] = [_number(cosine[s][s + 1]) for s in range(depth)]
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def layer_range(ctx: Context, min_start: int, max_end: int | None) -> tuple[int, int]:

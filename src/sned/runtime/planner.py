@@ -49,7 +49,7 @@ def make_plan(
     parsed = method.parse(options or {})
     if not method.takes_layers:
         raise ConfigError(f"{method.name} takes no budget of layers")
-    n_layers = layers_to_remove(budget, view.geometry, _removable(view, parsed))
+    n_layers = layers_to_remove(budget, view.geometry, removable(view, parsed))
     base, dense = Base.of(view, source), Size.of(count(view))
     context = Context(view, tokens, budget, seed, journal or Journal(), progress)
     if cost is not None:
@@ -78,7 +78,7 @@ def make_plan(
     )
 
 
-def _removable(view: View, options: Mapping[str, Any]) -> list[int]:
+def removable(view: View, options: Mapping[str, Any]) -> list[int]:
     """Return the present layers that a depth method may remove; those that protect some say so by their options."""
     end = options.get("max_end") or view.geometry.n_layers - 1
     return [i for i in view.layers if options.get("min_start", 1) <= i < end]

@@ -1,0 +1,135 @@
+"""The options that commands share, named and explained once. Imports typer and the names of `jobs.request`.
+
+Each is an annotated type: a command takes the option by having a parameter of that type.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sned.jobs.request import DeviceName, DTypeName, Switch
+
+_BUDGET, _TEXT, _RUN, _OUTPUT = "Budget", "Text", "How to run", "Output"
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A folder, a Hub id, a .gguf file, or `demo`.", show_default=False),
+]
+PlanPath = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A plan, or a folder that sned wrote.", show_default=False)
+]
+Method = Annotated[
+    str, typer.Option("--method", "-m", metavar="NAME", help="How to choose; see `sned methods`.", show_default=False)
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the result goes.", show_default=False)]
+
+Layers = Annotated[
+    int | None,
+    typer.Option("--layers", metavar="N", help="Remove so many decoder layers.", rich_help_panel=_BUDGET),
+]
+Remove = Annotated[
+    str | None,
+    typer.Option(
+        "--remove", metavar="SHARE", help="Remove this share of the parameters: 25% or 0.25.", rich_help_panel=_BUDGET
+    ),
+]
+RemoveOf = Annotated[
+    Literal["all", "body"],
+    typer.Option(
+        "--remove-of", help="What --remove is a share of: all parameters, or the layers'.", rich_help_panel=_BUDGET
+    ),
+]
+
+Calib = Annotated[
+    list[str],
+    typer.Option(
+        "--calib",
+        metavar="SOURCE",
+        help="Calibration text: builtin, file:PATH, hf:REPO, tokens:PATH. Repeat to mix: SOURCE*WEIGHT.",
+        rich_help_panel=_TEXT,
+    ),
+]
+CalibTokens = Annotated[
+    int, typer.Option("--calib-tokens", metavar="N", help="How many tokens to calibrate on.", rich_help_panel=_TEXT)
+]
+SeqLen = Annotated[
+    int, typer.Option("--seq-len", metavar="N", help="Tokens in one window of text.", rich_help_panel=_TEXT)
+]
+Eval = Annotated[
+    list[str],
+    typer.Option(
+        "--eval", metavar="SOURCE", help="Evaluation text; must not overlap calibration.", rich_help_panel=_TEXT
+    ),
+]
+EvalTokens = Annotated[
+    int, typer.Option("--eval-tokens", metavar="N", help="How many tokens to evaluate on.", rich_help_panel=_TEXT)
+]
+AllowOverlap = Annotated[
+    bool,
+    typer.Option("--allow-overlap", help="Evaluate on text seen in calibration; noted.", rich_help_panel=_TEXT),
+]
+Baseline = Annotated[
+    list[str],
+    typer.Option(
+        "--baseline",
+        metavar="NAME",
+        help="Also plan and evaluate with this method, for comparison. Repeatable.",
+        rich_help_panel=_TEXT,
+        show_default=False,
+    ),
+]
+
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of all chance.", rich_help_panel=_RUN)]
+DType = Annotated[
+    DTypeName, typer.Option("--dtype", help="Run and save in this dtype; auto: the file's own.", rich_help_panel=_RUN)
+]
+Device = Annotated[
+    DeviceName, typer.Option("--device", help="auto: a GPU where there is one.", rich_help_panel=_RUN)
+]
+Stream = Annotated[
+    Switch,
+    typer.Option(
+        "--stream", help="Read layer by layer from disk; auto: when memory is short.", rich_help_panel=_RUN
+    ),
+]
+TrustInferred = Annotated[
+    bool,
+    typer.Option("--trust-inferred", help="Accept the guess at an unknown architecture.", rich_help_panel=_RUN),
+]
+Set = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="An option of the method; --key VALUE does the same. See `sned methods NAME`.",
+        rich_help_panel=_RUN,
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume/--no-resume", help="Go on where an interrupted run stopped.", rich_help_panel=_RUN),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only say what would be done, in what memory and time.", rich_help_panel=_RUN)
+]
+
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the folder if it exists.", rich_help_panel=_OUTPUT)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout, the rest on stderr.", rich_help_panel=_OUTPUT)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="No progress; only warnings, errors and the result.", rich_help_panel=_OUTPUT)
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="With an error, also where in sned it arose.", rich_help_panel=_OUTPUT)
+]
+Against = Annotated[
+    str | None,
+    typer.Option("--against", metavar="BASE", help="The model to compare with.", show_default=False),
+]

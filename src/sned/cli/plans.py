@@ -1,0 +1,205 @@
+"""A plan as a reader sees it: what it is for, what it does, what it saves, and why. Imports rich; plans when called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from sned.cli.tables import facts, table
+from sned.report import numbers
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sned.plan.diff import LayerState
+    from sned.plan.plan import Plan, Size
+
+PER_ROW = 60  # layers in one row of the picture
+_LOOKS = {
+    "kept": ("█", "blue"),
+    "removed": ("·", "red"),
+    "folded": ("◆", "yellow"),
+    "replaced": ("═", "magenta"),
+    "trimmed": ("▒", "cyan"),
+}
+_MEANING = {
+    "kept": "kept",
+    "removed": "removed",
+    "folded": "kept, with a linear map folded in",
+    "replaced": "replaced by a linear map",
+    "trimmed": "kept, but narrower",
+}
+
+
+def document(plan: Plan) -> dict[str, Any]:
+    """Return a plan for programs: all that its file holds, its digest, and the state of every layer."""
+    from sned.plan.diff import layer_states
+    from sned.plan.plan import FORMAT
+
+    states = [
+        {"layer": i, "state": s.layer, "attention": s.attn, "mlp": s.mlp, "note": s.note}
+        for i, s in enumerate(layer_states(plan))
+    ]
+    head = {"format": FORMAT, "digest": plan.digest, "summary": plan.summary()}
+    return {**head, **plan.model_dump(mode="json"), "layers": states}
+
+
+def parts(plan: Plan) -> list[RenderableType]:
+    """Return a plan for people."""
+    from sned.plan.diff import layer_states
+
+    shown: list[RenderableType] = [facts(_identity(plan)), "", strip(layer_states(plan)), ""]
+    described = [(str(n), op.op, op.describe()) for n, op in enumerate(plan.ops)]
+    shown += [table(("op", "kind", "what it does"), described, left=(1, 2)), "", sizes(plan.dense, plan.pruned)]
+    for stage in plan.stages:
+        shown += _reasons(stage.scores)
+    return shown
+
+
+def sizes(dense: Size, pruned: Size) -> RenderableType:
+    """Return the counts before and after."""
+    rows = [
+        ("Parameters", dense.params, pruned.params, numbers.count),
+        ("… in decoder layers", dense.body_params, pruned.body_params, numbers.count),
+        ("Compute per token", dense.flops_per_token, pruned.flops_per_token, lambda n: numbers.scaled(n, "FLOP")),
+        ("KV cache per token", dense.kv_bytes_per_token, pruned.kv_bytes_per_token, lambda n: numbers.scaled(n, "B")),
+    ]
+    cells = [(label, spell(a), spell(b), numbers.change(a, b)) for label, a, b, spell in rows]
+    return table(("", "base", "pruned", "change"), cells)
+
+
+def strip(states: Sequence[LayerState]) -> Text:
+    """Draw every layer as a column, attention over MLP."""
+    picture, seen = Text(), set()
+    for first in range(0, len(states), PER_ROW):
+        row = states[first : first + PER_ROW]
+        picture.append(f"{'layer':<11}{_ruler(first, len(row))}\n", style="dim")
+        for label, part in (("attention", "attn"), ("MLP", "mlp")):
+            picture.append(f"{label:<11}", style="dim")
+            for state in row:
+                look = _look(state, part)
+                seen.add(look)
+                picture.append(*_LOOKS[look])
+            picture.append("\n")
+    picture.append(" " * 11)
+    for look, (sign, colour) in _LOOKS.items():
+        if look in seen:
+            picture.append(sign, style=colour)
+            picture.append(f" {_MEANING[look]}   ", style="dim")
+    return picture
+
+
+def differences(first: Plan, second: Plan, names: tuple[str, str]) -> list[RenderableType]:
+    """Return what two plans do differently, for people."""
+    shown: list[RenderableType] = []
+    if base := first.base.differences(second.base):
+        shown += ["The plans are for different models:", *(f"    {line}" for line in base), ""]
+    for label, plan in zip(names, (first, second), strict=True):
+        shown.append(f"{label}: {_asked(plan)}")
+    shown.append("")
+    rows = layer_differences(first, second)
+    if rows is None:
+        shown.append("Their layers cannot be compared one by one: the models have different depths.")
+    elif rows:
+        shown.append(table(("layers", *names), [(r["layers"], r["first"], r["second"]) for r in rows], left=(0, 1, 2)))
+    else:
+        same = first.digest == second.digest
+        shown.append("They are the same plan." if same else "They treat every layer alike.")
+    return [*shown, "", _side_by_side(first.pruned, second.pruned, names)]
+
+
+def layer_differences(first: Plan, second: Plan) -> list[dict[str, str]] | None:
+    """Return the layers that two plans treat differently, or None where the models have different depths."""
+    from sned.plan.diff import diff_plans
+
+    if first.base.n_layers != second.base.n_layers:
+        return None
+    return [{"layers": d.layers, "first": d.first, "second": d.second} for d in diff_plans(first, second)]
+
+
+def forecast(expected: Mapping[str, Any]) -> RenderableType:
+    """Return what a job would do and need, for people."""
+    layers, free = expected["layers"], expected["memory_available_bytes"]
+    memory = f"{numbers.scaled(expected['memory_bytes'], 'B')} of {numbers.scaled(free, 'B')} free"
+    rows = [
+        ("Model", expected["model"] + (", read layer by layer from disk" if expected["streamed"] else "")),
+        ("Method", expected["method"]),
+        ("Steps", " → ".join(expected["steps"])),
+        ("To remove", f"{layers['to_remove']} of {layers['present']} layers"),
+        ("Calibration", f"{numbers.grouped(expected['calibration_tokens'])} tokens"),
+        ("Evaluation", f"{numbers.grouped(expected['evaluation_tokens'])} tokens"),
+        ("Memory", f"about {memory}"),
+        ("Time", f"about {numbers.duration(expected['seconds'])}, from a short trial"),
+        ("Written", "nothing yet; repeat without --dry-run"),
+    ]
+    return facts(rows)
+
+
+def _identity(plan: Plan) -> list[tuple[str, str]]:
+    base, text = plan.base, plan.provenance.get("calibration")
+    size = f"{base.n_layers} layers, hidden size {base.hidden}, {numbers.count(base.n_params)} parameters"
+    rows = [("Base", f"{base.source} ({base.model_type}; {size})"), ("Weights", base.weights[:12])]
+    rows += [("Method", _asked_stage(stage.method, stage.options)) for stage in plan.stages]
+    if text:
+        rows.append(("Calibration", f"{text['source']} ({text['digest'][:12]})"))
+    return [*rows, ("Digest", plan.digest[:12])]
+
+
+def _asked(plan: Plan) -> str:
+    return "; ".join(_asked_stage(stage.method, stage.options) for stage in plan.stages)
+
+
+def _asked_stage(method: str, options: Mapping[str, Any]) -> str:
+    given = ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+    return f"{method} ({given})" if given else method
+
+
+def _reasons(scores: Mapping[str, Any]) -> list[RenderableType]:
+    """Return the scores behind the chosen cuts; other scores are for pictures and programs."""
+    shown: list[RenderableType] = []
+    if cuts := scores.get("cuts"):
+        rows = [(_span(cut), _number(cut.get("distance"))) for cut in cuts]
+        shown += ["", table(("chosen cut", "angular distance / π"), rows)]
+    if probe := scores.get("probe"):
+        rows = [(_span(cut), _number(cut.get("nll"))) for cut in probe]
+        shown += ["", table(("cut tried", "loss, nats per token"), rows)]
+    if fits := scores.get("fit"):
+        rows = [
+            (_span(fit), numbers.grouped(fit["tokens"]), str(fit["rank"]), _number(fit.get("relative_error")))
+            for fit in fits
+        ]
+        shown += ["", table(("map for layers", "tokens", "rank", "relative error"), rows)]
+    return shown
+
+
+def _span(cut: Mapping[str, Any]) -> str:
+    first, last = cut["start"], cut["end"] - 1
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else numbers.decimal(value)
+
+
+def _look(state: LayerState, part: str) -> str:
+    if state.layer in ("removed", "replaced"):
+        return state.layer
+    return "folded" if state.layer == "folded" and part == "mlp" else getattr(state, part)
+
+
+def _ruler(first: int, count: int) -> str:
+    """Write every tenth layer above its column."""
+    marks = (f"{layer:<10}" for layer in range(first, first + count, 10))
+    return "".join(marks)[: max(count, len(str(first + count)))].rstrip()
+
+
+def _side_by_side(first: Size, second: Size, names: tuple[str, str]) -> RenderableType:
+    rows = [
+        ("Parameters", first.params, second.params, numbers.count),
+        ("… in decoder layers", first.body_params, second.body_params, numbers.count),
+        ("Compute per token", first.flops_per_token, second.flops_per_token, lambda n: numbers.scaled(n, "FLOP")),
+        ("KV cache per token", first.kv_bytes_per_token, second.kv_bytes_per_token, lambda n: numbers.scaled(n, "B")),
+    ]
+    return table(("after pruning", *names), [(label, spell(a), spell(b)) for label, a, b, spell in rows])

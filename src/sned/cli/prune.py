@@ -1,0 +1,203 @@
+"""The commands that change a model: `prune`, `plan`, `apply` and `demo`. Jobs are imported when one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from sned.cli import flags, options, requests
+from sned.cli.terminal import Terminal, display
+from sned.jobs.request import LoadRequest, PlanRequest, PruneRequest
+
+if TYPE_CHECKING:
+    from sned.progress import Progress
+    from sned.report.schema import Report
+
+DEMO = Path("runs/demo")
+
+PRUNE_EXAMPLES = (
+    "sned prune demo -m replaceme --layers 6 -o runs/smaller",
+    "sned prune meta-llama/Llama-3.2-1B -m uidl --remove 25% --baseline random --stream on -o runs/llama",
+    "sned prune ./model -m replaceme --layers 4 --estimator cosine --calib file:notes.jsonl#text -o runs/mine",
+)
+PLAN_EXAMPLES = (
+    "sned plan demo -m shortgpt --layers 4 -o plans/shortgpt",
+    "sned plan ./model -m replaceme --remove 20% --remove-of body --set structure=diagonal -o plans/mine",
+)
+APPLY_EXAMPLES = ("sned apply demo plans/shortgpt -o runs/shortgpt",)
+DEMO_EXAMPLES = ("sned demo", "sned demo -o /tmp/demo --overwrite")
+
+
+def prune(
+    ctx: typer.Context,
+    model: options.Model,
+    method: options.Method,
+    out: options.Out,
+    layers: options.Layers = None,
+    remove: options.Remove = None,
+    remove_of: options.RemoveOf = "all",
+    calib: options.Calib = ["builtin"],  # noqa: B006 - typer shows it in the help, and nothing changes it
+    calib_tokens: options.CalibTokens = 65_536,
+    seq_len: options.SeqLen = 1024,
+    evaluation: options.Eval = ["builtin"],  # noqa: B006
+    eval_tokens: options.EvalTokens = 16_384,
+    allow_overlap: options.AllowOverlap = False,
+    baseline: options.Baseline = [],  # noqa: B006
+    settings: options.Set = [],  # noqa: B006
+    seed: options.Seed = 0,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+    stream: options.Stream = "auto",
+    trust_inferred: options.TrustInferred = False,
+    resume: options.Resume = True,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Prune a model: plan, apply, save, verify, evaluate, report."""
+    terminal: Terminal = ctx.obj
+    progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
+    request = PruneRequest(
+        load=LoadRequest(model, dtype, device, stream, trust_inferred),
+        method=method,
+        budget=requests.budget(layers, remove, remove_of),
+        out=out,
+        options=flags.collect(ctx, settings),
+        calibration=requests.text(calib, calib_tokens, seq_len, "calib"),
+        seed=seed,
+        overwrite=overwrite,
+        resume=resume,
+        command=terminal.command,
+        evaluation=requests.text(evaluation, eval_tokens, seq_len, "eval"),
+        allow_overlap=allow_overlap,
+        baselines=tuple(baseline),
+    )
+    if dry_run:
+        return _forecast(terminal, request, progress)
+    from sned.jobs.prune import prune as run
+
+    terminal.resumable = True
+    return _announce(terminal, run(request, progress), out)
+
+
+def plan(
+    ctx: typer.Context,
+    model: options.Model,
+    method: options.Method,
+    out: options.Out,
+    layers: options.Layers = None,
+    remove: options.Remove = None,
+    remove_of: options.RemoveOf = "all",
+    calib: options.Calib = ["builtin"],  # noqa: B006
+    calib_tokens: options.CalibTokens = 65_536,
+    seq_len: options.SeqLen = 1024,
+    settings: options.Set = [],  # noqa: B006
+    seed: options.Seed = 0,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+    stream: options.Stream = "auto",
+    trust_inferred: options.TrustInferred = False,
+    resume: options.Resume = True,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Decide what to remove, and write that as a plan; the model stays as it is."""
+    terminal: Terminal = ctx.obj
+    progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
+    request = PlanRequest(
+        load=LoadRequest(model, dtype, device, stream, trust_inferred),
+        method=method,
+        budget=requests.budget(layers, remove, remove_of),
+        out=out,
+        options=flags.collect(ctx, settings),
+        calibration=requests.text(calib, calib_tokens, seq_len, "calib"),
+        seed=seed,
+        overwrite=overwrite,
+        resume=resume,
+        command=terminal.command,
+    )
+    if dry_run:
+        return _forecast(terminal, request, progress)
+    from sned.cli import plans
+    from sned.jobs.plan import plan as run
+
+    terminal.resumable = True
+    made = run(request, progress)
+    if json:
+        return terminal.document(plans.document(made))
+    folder = display(out)
+    return terminal.show(*plans.parts(made), "", f"Plan   {folder}", f"Apply  sned apply {model} {folder} -o OUT")
+
+
+def apply(
+    ctx: typer.Context,
+    model: options.Model,
+    plan: options.PlanPath,
+    out: options.Out,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+    stream: options.Stream = "auto",
+    trust_inferred: options.TrustInferred = False,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Carry out a plan on the model it was made for: apply, save, verify."""
+    terminal: Terminal = ctx.obj
+    progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
+    from sned.jobs.apply import apply as run
+
+    load = LoadRequest(model, dtype, device, stream, trust_inferred)
+    made = run(load, plan, out, overwrite=overwrite, command=terminal.command, progress=progress)
+    _announce(terminal, made, out)
+
+
+def demo(
+    ctx: typer.Context,
+    out: options.Out = DEMO,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Prune 6 of the 30 layers of SmolLM2-135M-Instruct; needs no network."""
+    terminal: Terminal = ctx.obj
+    progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
+    from sned.jobs.demo import demo as run
+
+    again = out == DEMO and (out / "sned" / "report.json").is_file()  # `make demo` may be repeated at will
+    terminal.resumable = True
+    _announce(terminal, run(out, overwrite or again, progress), out)
+
+
+def _forecast(terminal: Terminal, request: PlanRequest, progress: Progress) -> None:
+    """Show what a job would do."""
+    from sned.cli import plans
+    from sned.jobs.plan import dry_run
+
+    expected = dry_run(request, progress)
+    if terminal.json:
+        terminal.document(expected)
+    else:
+        terminal.show(plans.forecast(expected))
+
+
+def _announce(terminal: Terminal, report: Report, out: Path) -> None:
+    """Show the result of a job that wrote a model."""
+    if terminal.json:
+        return terminal.document(report.to_json())
+    from sned.report import facts, text
+
+    unseen = [warning for warning in report.warnings if warning not in terminal.warned]
+    folder = display(out)
+    terminal.show(text.summary(report.model_copy(update={"warnings": unseen})), "")
+    terminal.show(f"Model   {folder}", f"Report  {folder}/sned/report.html", "", "Load it:")
+    return terminal.show(*(f"    {line}" for line in facts.loading(report, folder).splitlines() if line))

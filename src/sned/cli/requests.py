@@ -1,0 +1,46 @@
+"""From what a person typed to the parts of a request, checked before anything slow begins.
+
+May import `jobs.request`, and the grammars of sources and budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sned.data.sources import parse_sources
+from sned.errors import BudgetError, ConfigError
+from sned.jobs.request import TextRequest
+from sned.plan.budget import Budget, parse_share
+
+
+def budget(layers: int | None, remove: str | None, remove_of: Literal["all", "body"]) -> Budget:
+    """Read the budget: a number of layers, or a share of the parameters.
+
+    Raises:
+        BudgetError: no layer would be removed.
+        ConfigError: both or neither are given, or the share is none.
+    """
+    if (layers is None) == (remove is None):
+        found = "no budget is" if layers is None else "both --layers and --remove are"
+        raise ConfigError(f"{found} given", hint="use one of --layers N and --remove 25%")
+    if remove is not None:
+        return Budget(remove=parse_share(remove, name="--remove"), remove_of=remove_of)
+    if remove_of != "all":
+        raise ConfigError("--remove-of says nothing about --layers", hint="leave it out, or use --remove 25%")
+    if layers is not None and layers < 1:
+        raise BudgetError(f"--layers {layers} removes nothing", hint="give 1 or more")
+    return Budget(layers=layers)
+
+
+def text(sources: Sequence[str], tokens: int, seq_len: int, role: Literal["calib", "eval"]) -> TextRequest:
+    """Check which tokens are asked for, without opening a file.
+
+    Raises:
+        ConfigError: a source is none, or the sizes leave nothing to predict.
+    """
+    for option, value in ((f"--{role}-tokens", tokens), ("--seq-len", seq_len)):
+        if value < 2:
+            raise ConfigError(f"{option} {value} leaves no token to predict", hint="give at least 2")
+    parse_sources(sources, "calibration" if role == "calib" else "evaluation")
+    return TextRequest(tuple(sources), tokens, seq_len)

@@ -1,0 +1,57 @@
+"""Plain tables and bars for a terminal, drawn alike everywhere. Imports rich and the numbers of `report`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+LOG_FROM = 10.0
+"""Bars are logarithmic where the largest value is so many times the smallest."""
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]], *, left: Iterable[int] = (0,)) -> Table:
+    """Return a table whose columns are right-aligned but for those in `left`; nothing in it is markup."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    for number, header in enumerate(headers):
+        text = number in left
+        made.add_column(Text(header), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> Table:
+    """Return names and values without a heading."""
+    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        made.add_row(Text(name), Text(value))
+    return made
+
+
+def bars(values: Sequence[float | None], width: int) -> tuple[list[str], bool]:
+    """Return a bar of at most `width` characters for each value, and whether the scale is logarithmic."""
+    positive = [value for value in values if value is not None and value > 0]
+    if not positive:
+        return ["" for _ in values], False
+    low, high = min(positive), max(positive)
+    log = high > LOG_FROM * low
+    floor = math.log(low) - 0.08 * (math.log(high) - math.log(low)) if log else 0.0  # the smallest is still seen
+
+    def length(value: float | None) -> float:
+        if value is None or value <= 0:
+            return 0.0
+        return (math.log(value) - floor) / (math.log(high) - floor) if log else value / high
+
+    return [_bar(length(value) * width) for value in values], log
+
+
+def _bar(length: float) -> str:
+    whole, part = divmod(round(8 * length), 8)
+    return "█" * whole + (_EIGHTHS[part] if part else "")

@@ -1,0 +1,210 @@
+"""The main job: plan, apply, evaluate, save, verify and report. May import everything below `jobs`."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+
+from sned.checkpoint.folders import atomic_folder
+from sned.checkpoint.save import save_model
+from sned.checkpoint.verify import verify
+from sned.data.tokens import Tokens
+from sned.evaluate.quality import Quality, measure_quality
+from sned.evaluate.samples import continue_greedily
+from sned.evaluate.speed import race
+from sned.jobs import compose
+from sned.jobs.plan import calibrate, run_method, validate
+from sned.jobs.session import (
+    Recorder,
+    Session,
+    check_disjoint,
+    job_facts,
+    open_model,
+    read_text,
+    unfinished_work,
+)
+from sned.models.count import count
+from sned.plan.store import save_plan
+from sned.runtime.method import find_method
+
+if TYPE_CHECKING:
+    from sned.checkpoint.model import Model
+    from sned.jobs.request import PruneRequest
+    from sned.plan.plan import Plan
+    from sned.progress import Progress
+    from sned.report.schema import Report
+    from sned.runtime.journal import Journal
+
+
+def prune(request: PruneRequest, progress: Progress) -> Report:
+    """Prune a model into a folder that loads anywhere, with a report beside it.
+
+    Raises:
+        SnedError: any of them; the output is then whole or absent.
+    """
+    session = Session(Recorder(progress))
+    method, options = validate(request)
+    for name in request.baselines:
+        find_method(name)
+    dense = open_model(request.load, session)
+    calibration = calibrate(request, method, dense, session)
+    evaluation = read_text(dense, request.evaluation, seed=request.seed, evaluation=True)
+    check_disjoint(calibration, evaluation, session, allow=request.allow_overlap)
+    facts = job_facts(request, dense, calibration, options)
+    with unfinished_work(request, facts) as journal:
+        pruned = dense.with_view(dense.view.fork())
+        plan = run_method(request, method, pruned.view, calibration, journal, session, source=dense.source)
+        judged = _judge(request, plan, dense, pruned, calibration, evaluation, journal, session)
+        heading = compose.heading(
+            dense,
+            count(pruned.view),
+            command=request.command,
+            method=method.name,
+            options=dict(plan.stages[-1].options),
+            seed=request.seed,
+        )
+        extra = {} if calibration is None else {"calibration": compose.of_text(calibration)}
+        with atomic_folder(request.out, overwrite=request.overwrite) as folder:
+            report = write_output(
+                folder, plan, dense, pruned, session, {**heading, **extra, **judged}, name=Path(request.out).name
+            )
+            notes = folder / "sned"
+            _write_recipe(request, notes / "recipe.yaml")
+            if calibration is not None:
+                calibration.save(notes / "calibration.safetensors")
+            evaluation.save(notes / "evaluation.safetensors")
+            shutil.copyfile(_journal_file(journal), notes / "journal.jsonl")
+            session.progress.write(notes / "log.jsonl")
+    return report
+
+
+def _judge(
+    request: PruneRequest,
+    plan: Plan,
+    dense: Model,
+    pruned: Model,
+    calibration: Tokens | None,
+    evaluation: Tokens,
+    journal: Journal,
+    session: Session,
+) -> dict[str, Any]:
+    """Measure the quality of the pruned model beside the dense one, and that of any baselines."""
+    key = [plan.digest, evaluation.digest, str(dense.view.dtype)]
+    with session.phase("evaluate"):
+        figures = journal.recall(
+            "quality",
+            key,
+            lambda: asdict(measure_quality(pruned.view, evaluation, dense=dense.view, progress=session.progress)),
+        )
+        rows = [_baseline(request, name, dense, calibration, evaluation, journal, session) for name in request.baselines]
+        samples = journal.recall("samples", [*key, request.prompts], lambda: _samples(request, dense, pruned, session))
+    return {
+        "quality": compose.of_quality(Quality(**figures), evaluation),
+        "baselines": rows,
+        "samples": samples,
+    }
+
+
+def _baseline(
+    request: PruneRequest,
+    name: str,
+    dense: Model,
+    calibration: Tokens | None,
+    evaluation: Tokens,
+    journal: Journal,
+    session: Session,
+) -> dict[str, Any]:
+    method = find_method(name)
+    if method.needs_tokens and calibration is None:
+        calibration = read_text(dense, request.calibration, seed=request.seed)
+    beside = Session(session.progress)
+    view = dense.view.fork()
+    plain = replace(request, options={})
+    plan = run_method(plain, method, view, calibration, journal, beside, source=dense.source)
+    nll = journal.recall(
+        "baseline",
+        [plan.digest, evaluation.digest, str(view.dtype)],
+        lambda: measure_quality(view, evaluation, progress=session.progress).nll,
+    )
+    return {"method": name, "perplexity": compose.perplexity(nll), "layers": compose.removed_layers(plan)}
+
+
+def _samples(request: PruneRequest, dense: Model, pruned: Model, session: Session) -> list[dict[str, str]]:
+    if dense.streamed:
+        session.progress.info("no samples and no speed: decoding a streamed model would read it once per token")
+        return []
+    with session.progress.task("write samples", 2 * len(request.prompts)) as advance:
+        rows: list[dict[str, str]] = []
+        for prompt in request.prompts:
+            row = {"prompt": prompt}
+            for label, model in (("dense", dense), ("pruned", pruned)):
+                row[label] = continue_greedily(model.view, model.tokenizer, prompt)
+                advance(1)
+            rows.append(row)
+    return rows
+
+
+def write_output(
+    folder: Path, plan: Plan, dense: Model, pruned: Model, session: Session, known: dict[str, Any], *, name: str
+) -> Report:
+    """Save and verify a pruned model in a folder, and write its report, page and card.
+
+    Raises:
+        CheckpointError: the disk is full.
+        VerificationError: the saved model is not the planned one.
+    """
+    from sned.report.card import front_matter, render_card
+    from sned.report.html import render
+    from sned.report.schema import dump
+
+    notes = folder / "sned"
+    notes.mkdir()
+    with session.phase("save"):
+        proposal = save_model(pruned, folder, progress=session.progress)
+        save_plan(plan, notes)
+    with session.phase("verify"):
+        verification = verify(pruned.view, folder, stock=proposal.stock, progress=session.progress)
+    report = compose.build(
+        known,
+        compose.of_plan(plan),
+        {"verify": compose.of_verification(verification), "speed": measure_speed(dense, pruned, session)},
+        {"bytes_on_disk": {"dense": compose.weight_bytes(dense.folder), "pruned": compose.weight_bytes(folder)}},
+        {"cost": compose.of_cost(session), "warnings": session.progress.warnings},
+    )
+    dump(report, notes / "report.json")
+    (notes / "report.html").write_text(render(report), encoding="utf-8")
+    card = dense.folder / "README.md"
+    metadata = front_matter(card.read_text(encoding="utf-8", errors="replace")) if card.exists() else {}
+    base = dense.source if "/" in dense.source and not Path(dense.source).exists() else None
+    (folder / "README.md").write_text(render_card(report, metadata, name=name, base_model=base), encoding="utf-8")
+    return report
+
+
+def measure_speed(dense: Model, pruned: Model, session: Session) -> dict[str, Any] | None:
+    """Return the speed block, or None where a model is streamed or memory is short."""
+    if dense.streamed or pruned.streamed:
+        return None
+    if psutil.virtual_memory().available < 0.2 * sum(p.nbytes for p in dense.view.model.parameters()):
+        session.progress.warn("speed was not measured: memory is short")
+        return None
+    return compose.of_race(race(dense.view, pruned.view, progress=session.progress))
+
+
+def _write_recipe(request: PruneRequest, file: Path) -> None:
+    document = asdict(request)
+    document["out"] = str(request.out)
+    document = {k: list(v) if isinstance(v, tuple) else v for k, v in document.items()}
+    for name in ("calibration", "evaluation"):
+        document[name]["sources"] = list(document[name]["sources"])
+    file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _journal_file(journal: Journal) -> Path:
+    assert journal.folder is not None  # noqa: S101 - a job's journal always has a folder
+    journal.note("saved")
+    return journal.folder / "journal.jsonl"
