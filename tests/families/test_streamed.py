@@ -19,7 +19,7 @@ TENSORS = {"map": torch.eye(HIDDEN) + 0.2 * torch.randn(HIDDEN, HIDDEN, generato
 CUTS: dict[str, list[Op]] = {
     "drop 0,3": [DropLayers(layers=[0, 3])],
     "no attention 2": [DropSublayer(layer=2, which="attn")],
-    "groups twice": [Keep(axis="layers.2.attn.group", units=[0, 1]), Keep(axis="layers.2.attn.group", units=[0])],
+    "one group": [Keep(axis="layers.2.attn.group", units=[0])],
     "replace 1-2": [Replace(layers=[1, 2], tensor="map")],
     "replace, then drop": [Replace(layers=[1, 2], tensor="map"), DropLayers(layers=[0])],
 }

@@ -11,11 +11,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sned.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MARKERS = ("sned/report.json", "sned/plan.json", "plan.json")
 _HIDDEN = re.compile(r"^\.(.+)\.partial-[0-9a-f]{8}$")

@@ -12,15 +12,17 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sned.checkpoint.folders import write_error
 from sned.errors import CheckpointError, MissingExtraError, UnsupportedModelError
 from sned.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 # They stretch the rotary frequencies. In a Hugging Face model that is a matter of the config, not a tensor.
 _ROPE_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")

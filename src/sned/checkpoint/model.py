@@ -6,10 +6,8 @@ May import `models`, `plan` and its neighbours in `checkpoint`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -25,6 +23,9 @@ from sned.models.view import View
 from sned.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -50,16 +51,7 @@ class Model:
             CheckpointError: the folder has none that transformers can load.
         """
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            try:
-                with _quiet():
-                    self._tokenizer = AutoTokenizer.from_pretrained(self.folder)
-            except Exception as error:
-                raise CheckpointError(
-                    f"{self.folder} has no tokenizer that can be loaded: {_first_line(error)}",
-                    hint="copy tokenizer.json and tokenizer_config.json there, or calibrate on tokens:PATH",
-                ) from error
+            self._tokenizer = _load_tokenizer(self.folder)
         return self._tokenizer
 
     @property
@@ -147,6 +139,19 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} has no tokenizer that can be loaded: {_first_line(error)}",
+            hint="copy tokenizer.json and tokenizer_config.json there, or calibrate on tokens:PATH",
+        ) from error
+
+
 def _wants_stream(stream: str, reader: ShardReader, dtype: torch.dtype) -> bool:
     if stream != "auto":
         return stream == "on"
@@ -217,7 +222,6 @@ def _build_streamed(
     build: Any, config: PretrainedConfig, reader: ShardReader, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, FolderSource]:
     """Return a model whose layers are on meta and all the rest in memory, and the source of the layers."""
-
     with torch.device("meta"), _quiet():
         model = build._from_config(config, dtype=dtype).eval().requires_grad_(False)
     source = FolderSource(reader, model, dtype, device)

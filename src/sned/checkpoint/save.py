@@ -6,11 +6,8 @@ May import `models` and its neighbours in `checkpoint`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from sned.checkpoint.native import MODULE_FILE, Proposal, propose
 from sned.checkpoint.shards import ShardWriter
@@ -18,6 +15,10 @@ from sned.models import modeling_sned
 from sned.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
     from sned.checkpoint.model import Model
     from sned.models.view import View
 

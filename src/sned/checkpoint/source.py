@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from sned.checkpoint.shards import ShardReader
 from sned.errors import UnsupportedModelError
 from sned.models.infer import resolve_family
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
     from transformers import PreTrainedModel
+
+    from sned.checkpoint.shards import ShardReader
 
 
 class FolderSource:

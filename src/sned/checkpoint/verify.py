@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from sned.models.forward import LayerRunner
 from sned.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sned.models.view import View
 
 WINDOWS, TOKENS = 2, 32

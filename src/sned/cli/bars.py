@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from sned.progress import Progress
 from sned.report import numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from sned.cli.terminal import Terminal
 
 _WORTH_A_LINE = 1.0  # seconds; a task done sooner leaves no trace on a terminal

@@ -6,7 +6,6 @@ typer reads the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
@@ -16,6 +15,7 @@ from sned.errors import ConfigError
 from sned.registry import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     import typer
 
     from sned.runtime.method import Method

@@ -86,14 +86,10 @@ Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of all ch
 DType = Annotated[
     DTypeName, typer.Option("--dtype", help="Run and save in this dtype; auto: the file's own.", rich_help_panel=_RUN)
 ]
-Device = Annotated[
-    DeviceName, typer.Option("--device", help="auto: a GPU where there is one.", rich_help_panel=_RUN)
-]
+Device = Annotated[DeviceName, typer.Option("--device", help="auto: a GPU where there is one.", rich_help_panel=_RUN)]
 Stream = Annotated[
     Switch,
-    typer.Option(
-        "--stream", help="Read layer by layer from disk; auto: when memory is short.", rich_help_panel=_RUN
-    ),
+    typer.Option("--stream", help="Read layer by layer from disk; auto: when memory is short.", rich_help_panel=_RUN),
 ]
 TrustInferred = Annotated[
     bool,

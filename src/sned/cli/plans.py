@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -11,6 +10,7 @@ from sned.cli.tables import facts, table
 from sned.report import numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from rich.console import RenderableType
 
     from sned.plan.diff import LayerState
@@ -60,14 +60,8 @@ def parts(plan: Plan) -> list[RenderableType]:
 
 def sizes(dense: Size, pruned: Size) -> RenderableType:
     """Return the counts before and after."""
-    rows = [
-        ("Parameters", dense.params, pruned.params, numbers.count),
-        ("… in decoder layers", dense.body_params, pruned.body_params, numbers.count),
-        ("Compute per token", dense.flops_per_token, pruned.flops_per_token, lambda n: numbers.scaled(n, "FLOP")),
-        ("KV cache per token", dense.kv_bytes_per_token, pruned.kv_bytes_per_token, lambda n: numbers.scaled(n, "B")),
-    ]
-    cells = [(label, spell(a), spell(b), numbers.change(a, b)) for label, a, b, spell in rows]
-    return table(("", "base", "pruned", "change"), cells)
+    rows = [(label, spell(a), spell(b), numbers.change(a, b)) for label, a, b, spell in _counts(dense, pruned)]
+    return table(("", "base", "pruned", "change"), rows)
 
 
 def strip(states: Sequence[LayerState]) -> Text:
@@ -196,10 +190,14 @@ def _ruler(first: int, count: int) -> str:
 
 
 def _side_by_side(first: Size, second: Size, names: tuple[str, str]) -> RenderableType:
-    rows = [
+    rows = [(label, spell(a), spell(b)) for label, a, b, spell in _counts(first, second)]
+    return table(("after pruning", *names), rows)
+
+
+def _counts(first: Size, second: Size) -> list[tuple[str, int, int, Callable[[int], str]]]:
+    return [
         ("Parameters", first.params, second.params, numbers.count),
         ("… in decoder layers", first.body_params, second.body_params, numbers.count),
         ("Compute per token", first.flops_per_token, second.flops_per_token, lambda n: numbers.scaled(n, "FLOP")),
         ("KV cache per token", first.kv_bytes_per_token, second.kv_bytes_per_token, lambda n: numbers.scaled(n, "B")),
     ]
-    return table(("after pruning", *names), [(label, spell(a), spell(b)) for label, a, b, spell in rows])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 
 from sned.cli import flags, options, requests
 from sned.cli.terminal import Terminal, display
 from sned.jobs.request import LoadRequest, PlanRequest, PruneRequest
 
 if TYPE_CHECKING:
+    import typer
     from sned.progress import Progress
     from sned.report.schema import Report
 

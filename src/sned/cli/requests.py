@@ -5,13 +5,15 @@ May import `jobs.request`, and the grammars of sources and budgets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TYPE_CHECKING
 
 from sned.data.sources import parse_sources
 from sned.errors import BudgetError, ConfigError
 from sned.jobs.request import TextRequest
 from sned.plan.budget import Budget, parse_share
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def budget(layers: int | None, remove: str | None, remove_of: Literal["all", "body"]) -> Budget:

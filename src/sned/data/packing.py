@@ -5,7 +5,6 @@ Imports errors, canon and torch; a tokenizer is whatever Hugging Face object the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from sned.data.sources import Source, blocks
 from sned.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from transformers import PreTrainedTokenizerBase
 
 # A blank line between documents. It is tokenised with the document before it, as it would be in running text.

@@ -11,11 +11,13 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from sned.errors import DataError, MissingExtraError, SnedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 TEXT_COLUMN = "text"
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")

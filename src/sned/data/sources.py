@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
-from typing import Literal, get_args
+from typing import Literal, get_args, TYPE_CHECKING
 
 from sned.data import builtin, readers
 from sned.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 Role = Literal["calibration", "evaluation"]
 

@@ -6,7 +6,6 @@ and taken again. Imports errors, canon and the rest of `data`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -17,6 +16,7 @@ from sned.data.sources import Role, Source, describe, documents, parse_sources
 from sned.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor

@@ -50,7 +50,7 @@ def measure_quality(view: View, tokens: Tokens, *, dense: View | None = None, pr
         NumericalError: a layer returns NaN or infinity.
     """
     sweep, other = Sweep(view), None if dense is None else Sweep(dense)
-    sums = dict.fromkeys(("nll", "dense", "kl", "same", "count"), 0.0)
+    sums: dict[str, float] = dict.fromkeys(("nll", "dense", "kl", "same", "count"), 0.0)
     label = "evaluate" if dense is None else "compare with dense"
     with progress.task(label, tokens.n_tokens) as advance:
         for chunk in sweep.chunks(tokens.ids):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sned.checkpoint.folders import atomic_folder, check_output
@@ -13,6 +12,8 @@ from sned.models.count import count
 from sned.plan.store import load_plan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sned.jobs.request import LoadRequest
     from sned.progress import Progress
     from sned.report.schema import Report

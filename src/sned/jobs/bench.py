@@ -29,7 +29,9 @@ def bench(load: LoadRequest, against: str | None, progress: Progress) -> Report:
     model = open_model(replace(load, stream="off"), session)
     base = model if against is None else open_model(replace(load, model=against, stream="off"), session)
     result = race(base.view, model.view, progress=session.progress)
-    heading = compose.heading(base, count(model.view), command="", method="bench", options={"model": load.model}, seed=0)
+    heading = compose.heading(
+        base, count(model.view), command="", method="bench", options={"model": load.model}, seed=0
+    )
     sizes = {"dense": compose.weight_bytes(base.folder), "pruned": compose.weight_bytes(model.folder)}
     return compose.build(
         heading, {"speed": compose.of_race(result), "bytes_on_disk": sizes, "cost": compose.of_cost(session)}

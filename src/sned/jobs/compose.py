@@ -72,7 +72,12 @@ def of_plan(plan: Plan) -> dict[str, Any]:
             for i, s in enumerate(states)
         ],
         "chosen": [
-            {"start": c["start"], "end": c["end"], "distance": c["distance"], "kind": _kind(states[c["start"]].layer, c)}
+            {
+                "start": c["start"],
+                "end": c["end"],
+                "distance": c["distance"],
+                "kind": _kind(states[c["start"]].layer, c),
+            }
             for c in scores.get("cuts", [])
         ],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sned.jobs.prune import prune
@@ -10,6 +9,8 @@ from sned.jobs.request import LoadRequest, PruneRequest
 from sned.plan.budget import Budget
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sned.progress import Progress
     from sned.report.schema import Report
 

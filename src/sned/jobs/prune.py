@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ import yaml
 from sned.checkpoint.folders import atomic_folder
 from sned.checkpoint.save import save_model
 from sned.checkpoint.verify import verify
-from sned.data.tokens import Tokens
 from sned.evaluate.quality import Quality, measure_quality
 from sned.evaluate.samples import continue_greedily
 from sned.evaluate.speed import race
@@ -34,6 +34,7 @@ from sned.runtime.method import find_method
 
 if TYPE_CHECKING:
     from sned.checkpoint.model import Model
+    from sned.data.tokens import Tokens
     from sned.jobs.request import PruneRequest
     from sned.plan.plan import Plan
     from sned.progress import Progress
@@ -101,7 +102,9 @@ def _judge(
             key,
             lambda: asdict(measure_quality(pruned.view, evaluation, dense=dense.view, progress=session.progress)),
         )
-        rows = [_baseline(request, name, dense, calibration, evaluation, journal, session) for name in request.baselines]
+        rows = [
+            _baseline(request, name, dense, calibration, evaluation, journal, session) for name in request.baselines
+        ]
         samples = journal.recall("samples", [*key, request.prompts], lambda: _samples(request, dense, pruned, session))
     return {
         "quality": compose.of_quality(Quality(**figures), evaluation),
@@ -196,11 +199,7 @@ def measure_speed(dense: Model, pruned: Model, session: Session) -> dict[str, An
 
 
 def _write_recipe(request: PruneRequest, file: Path) -> None:
-    document = asdict(request)
-    document["out"] = str(request.out)
-    document = {k: list(v) if isinstance(v, tuple) else v for k, v in document.items()}
-    for name in ("calibration", "evaluation"):
-        document[name]["sources"] = list(document[name]["sources"])
+    document = json.loads(json.dumps(asdict(request), default=str))  # tuples to lists, paths to text
     file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

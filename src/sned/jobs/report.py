@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sned.report.html import render
 from sned.report.schema import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def rewrite(out: Path) -> Path:

@@ -5,12 +5,14 @@ May import everything below `jobs`, and imports nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sned.plan.budget import Budget
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sned.plan.budget import Budget
 
 Switch = Literal["auto", "on", "off"]
 DTypeName = Literal["auto", "bf16", "fp32", "fp16"]

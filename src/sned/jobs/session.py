@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sned
@@ -25,6 +23,9 @@ from sned.runtime.journal import Journal
 from sned.runtime.sweep import Cost
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
     from sned.jobs.request import LoadRequest, PlanRequest, TextRequest
 
 
@@ -164,7 +165,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:24]}... ({digest(text)[:8]})"
 
 
-def job_facts(request: PlanRequest, model: Model, calibration: Tokens | None, options: dict[str, Any]) -> dict[str, Any]:
+def job_facts(
+    request: PlanRequest, model: Model, calibration: Tokens | None, options: dict[str, Any]
+) -> dict[str, Any]:
     """Return all that the results of a planning job depend on, for a later run to compare."""
     return {
         "model": asdict(model.view.fingerprint),

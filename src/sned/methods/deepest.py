@@ -19,4 +19,4 @@ from sned.runtime.method import method
 def deepest(ctx: Context, *, layers: int) -> Iterator[Op]:
     """Drop the deepest layers except the last one; the paper heals afterwards, and must."""
     _, last = layer_range(ctx, 1, None)
-    yield DropLayers(layers=range(last - layers, last))
+    yield DropLayers(layers=tuple(range(last - layers, last)))

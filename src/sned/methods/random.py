@@ -17,4 +17,4 @@ def random(ctx: Context, *, layers: int) -> Iterator[Op]:
     """Drop layers drawn uniformly by the seed; the first and the last stay."""
     first, last = layer_range(ctx, 1, None)
     drawn = torch.randperm(last - first, generator=ctx.generator)[:layers]
-    yield DropLayers(layers=[first + int(i) for i in drawn])
+    yield DropLayers(layers=tuple(first + int(i) for i in drawn))

@@ -42,26 +42,18 @@ def replaceme(
     layers: int,
     estimator: Annotated[Literal["lstsq", "cosine", "mse"], "closed form, or Adam on a loss"] = "lstsq",
     structure: Annotated[Structure, "shape of the map"] = "full",
-    ridge: Annotated[
-        float | None, "relative strength of the ridge; default: 0, or 1 when tokens are few"
-    ] = None,
+    ridge: Annotated[float | None, "relative strength of the ridge; default: 0, or 1 when tokens are few"] = None,
     ridge_target: Annotated[
         Literal["identity", "zero"], "what a strong ridge tends to; zero as published"
     ] = "identity",
     maps: Annotated[int, "number of cuts, each with a map; touching ones are joined"] = 1,
     standalone: Annotated[bool, "a linear layer of its own instead of a fold"] = False,
     probe: Annotated[int, "best cuts by distance whose loss is measured before choosing; 0 or 1: none"] = 3,
-    positions: Annotated[
-        Positions, "tokens that count in distances: all, or the last of each window"
-    ] = "all",
+    positions: Annotated[Positions, "tokens that count in distances: all, or the last of each window"] = "all",
     span: Annotated[str | None, "cut these layers instead of choosing, such as 13:19 for 13 to 18"] = None,
     min_start: Annotated[int, "first layer that may go"] = 1,
-    max_end: Annotated[
-        int | None, "end (excluded) of the layers that may go; default: all but the last"
-    ] = None,
-    accurate: Annotated[
-        bool, "cosine: compare with the whole stream (eq. 7) instead of the update (eq. 8)"
-    ] = False,
+    max_end: Annotated[int | None, "end (excluded) of the layers that may go; default: all but the last"] = None,
+    accurate: Annotated[bool, "cosine: compare with the whole stream (eq. 7) instead of the update (eq. 8)"] = False,
     l1: Annotated[float, "cosine and mse: penalty on the absolute entries of the map"] = 0.0,
     l2: Annotated[float, "cosine and mse: penalty on the squared entries of the map"] = 0.0,
     lr: Annotated[float, "cosine and mse: learning rate of Adam"] = 1e-4,
@@ -77,9 +69,7 @@ def replaceme(
     iterative = AdamOptions("mse" if estimator == "mse" else "cosine", structure, epochs, lr=lr, l1=l1, l2=l2)
     if estimator == "lstsq" and (l1 or l2):
         raise ConfigError("l1 and l2 need the cosine or mse estimator", hint="for lstsq, use ridge")
-    maker = _MapMaker(
-        ctx, None if estimator == "lstsq" else iterative, structure, ridge, ridge_target, accurate
-    )
+    maker = _MapMaker(ctx, None if estimator == "lstsq" else iterative, structure, ridge, ridge_target, accurate)
     chooser = _Chooser(ctx, maker, positions, standalone, max(1, probe), layer_range(ctx, min_start, max_end))
     cuts = [check_span(ctx, span, layers)] if span else chooser.choose(split_evenly(layers, maps))
     fused = fuse(cuts)
@@ -102,16 +92,15 @@ class _MapMaker:
         ridge_target: str,
         accurate: bool,
     ) -> None:
-        self.ctx, self.iterative, self.structure = ctx, iterative, structure
+        self.ctx, self.iterative = ctx, iterative
+        self.structure: Structure = structure
         self.ridge, self.towards_identity, self.accurate = ridge, ridge_target == "identity", accurate
         self.fits: list[dict[str, Any]] = []
 
     def fit(self, problem: CutMoments, moments: Moments, *, final: bool) -> torch.Tensor:
         """Return the map `[hidden, hidden]`; the closed form while only probing."""
         ridge = self._ridge(moments, warn=final)
-        made = fit_closed(
-            moments, structure=self.structure, ridge=ridge, towards_identity=self.towards_identity
-        )
+        made = fit_closed(moments, structure=self.structure, ridge=ridge, towards_identity=self.towards_identity)
         if self.iterative is not None and final:
             matrix = self._iterate(problem, self.iterative)
             made = MapFit(matrix, made.rank, made.condition, relative_error(moments, matrix))
@@ -142,9 +131,7 @@ class _MapMaker:
             parts = (states, target + offset, offset) if self.accurate else (states, target)
             held.append(tuple(part.to(torch.bfloat16).cpu() for part in parts))
         states, target, *offset = (torch.cat(parts) for parts in zip(*held, strict=True))
-        return fit_adam(
-            states, target, options, generator=self.ctx.generator, offset=offset[0] if offset else None
-        )
+        return fit_adam(states, target, options, generator=self.ctx.generator, offset=offset[0] if offset else None)
 
 
 class _Chooser:
@@ -159,7 +146,8 @@ class _Chooser:
         shortlist: int,
         allowed: tuple[int, int],
     ) -> None:
-        self.ctx, self.maker, self.positions = ctx, maker, positions
+        self.ctx, self.maker = ctx, maker
+        self.positions: Positions = positions
         self.standalone, self.shortlist, self.allowed = standalone, shortlist, allowed
         self.known: dict[Cut, Moments] = {}
         self.triangle: list[list[float]] | None = None
@@ -167,9 +155,7 @@ class _Chooser:
     def choose(self, sizes: list[int]) -> list[Cut]:
         """Return one cut per size, none overlapping, best first."""
         windows = max(1, len(self.ctx.calibration) // SCOUT_RATIO)
-        scouted = measure_distances(self.ctx, self.positions, windows=windows, label="scout for cuts")[
-            "angular"
-        ]
+        scouted = measure_distances(self.ctx, self.positions, windows=windows, label="scout for cuts")["angular"]
         likely = {cut for n in set(sizes) for cut in self._ranked(scouted, n, [])[: self.shortlist + 1]}
         self.collect(sorted(likely))
         taken: list[Cut] = []
@@ -196,7 +182,7 @@ class _Chooser:
 
     def ops(self, cut: Cut, moments: Moments, *, final: bool = False) -> list[Op]:
         """Return the ops that cut and make up for it."""
-        problem, span = self._problem(cut), range(*cut)
+        problem, span = self._problem(cut), tuple(range(*cut))
         matrix = self.maker.fit(problem, moments, final=final)
         reference = self.ctx.put(f"map.{cut[0]}-{cut[1]}", matrix)
         if problem.standalone:

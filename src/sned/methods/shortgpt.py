@@ -22,9 +22,7 @@ def shortgpt(
     *,
     layers: int,
     min_start: Annotated[int, "first layer that may go"] = 1,
-    max_end: Annotated[
-        int | None, "end (excluded) of the layers that may go; default: all but the last"
-    ] = None,
+    max_end: Annotated[int | None, "end (excluded) of the layers that may go; default: all but the last"] = None,
 ) -> Iterator[Op]:
     """Drop the layers with the lowest block influence, one minus the mean cosine of their input and output.
 
@@ -36,4 +34,4 @@ def shortgpt(
     explain(ctx, triangles)
     cosine = triangles["cosine"]
     first, last = layer_range(ctx, min_start, max_end)
-    yield DropLayers(layers=lowest({i: cosine[i][i + 1] for i in range(first, last)}, layers))
+    yield DropLayers(layers=tuple(lowest({i: cosine[i][i + 1] for i in range(first, last)}, layers)))

@@ -13,21 +13,15 @@ from sned.runtime.statistics import Positions
 from sned.score.select import ranked_cuts
 
 
-@method(
-    paper="arXiv:2403.17887", prunes="depth", title="The Unreasonable Ineffectiveness of the Deeper Layers"
-)
+@method(paper="arXiv:2403.17887", prunes="depth", title="The Unreasonable Ineffectiveness of the Deeper Layers")
 def uidl(
     ctx: Context,
     *,
     layers: int,
-    positions: Annotated[
-        Positions, "tokens that count: all, or the last of each window as published"
-    ] = "all",
+    positions: Annotated[Positions, "tokens that count: all, or the last of each window as published"] = "all",
     span: Annotated[str | None, "cut these layers instead of choosing, such as 13:19 for 13 to 18"] = None,
     min_start: Annotated[int, "first layer that may go"] = 1,
-    max_end: Annotated[
-        int | None, "end (excluded) of the layers that may go; default: all but the last"
-    ] = None,
+    max_end: Annotated[int | None, "end (excluded) of the layers that may go; default: all but the last"] = None,
 ) -> Iterator[Op]:
     """Drop the run of layers with the least angular distance between its input and its output.
 
@@ -43,4 +37,4 @@ def uidl(
     else:
         start, end = check_span(ctx, span, layers)
     ctx.scores["cuts"] = [{"start": start, "end": end, "distance": triangles["angular"][start][end]}]
-    yield DropLayers(layers=range(start, end))
+    yield DropLayers(layers=tuple(range(start, end)))

@@ -48,9 +48,7 @@ FAMILIES: dict[str, Family] = {
         down="dense_4h_to_h",
         returns_tuple=True,
     ),
-    "gpt2": replace(
-        _UNGATED, layers="transformer.h", attn="attn", qkv="c_attn", o="c_proj", up="c_fc", down="c_proj"
-    ),
+    "gpt2": replace(_UNGATED, layers="transformer.h", attn="attn", qkv="c_attn", o="c_proj", up="c_fc", down="c_proj"),
     "mixtral": replace(_LLAMA, experts=True),
     "qwen3_moe": replace(_LLAMA, experts=True),
 }

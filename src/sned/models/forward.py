@@ -6,12 +6,13 @@ alone, and is recorded once per shape. May import `view`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import torch
     from torch import nn
 
@@ -38,9 +39,7 @@ class LayerRunner:
         calls: dict[int, Call] = {}
         first: list[torch.Tensor] = []
 
-        def record(
-            index: int, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> torch.Tensor:
+        def record(index: int, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
             calls[index] = Call(args, kwargs)
             first.append(hidden)
             return hidden

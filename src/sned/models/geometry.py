@@ -6,17 +6,19 @@ Built once from a live or meta model, then never changed: plans speak these coor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sned.canon import digest
-from sned.models.family import Family
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
     from transformers import PretrainedConfig
+
+    from sned.models.family import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +138,17 @@ def _linear_slots(layer: nn.Module, name: str, *, output: bool, parts: list[tupl
     return slots
 
 
+def _in_features(layer: nn.Module, name: str) -> int:
+    """Return how many features a linear module reads."""
+    return layer.get_parameter(f"{name}.weight").shape[0 if is_conv1d(layer.get_submodule(name)) else 1]
+
+
 def _mlp_axis(layer: nn.Module, index: int, family: Family) -> Axis:
     down = path(family.mlp, family.down)
-    module = layer.get_submodule(down)
-    size = module.weight.shape[0 if is_conv1d(module) else 1]
+    size = _in_features(layer, down)
     slots = _linear_slots(layer, down, output=False, parts=[(0, 1)])
     if family.gate_up:
-        slots += _linear_slots(
-            layer, path(family.mlp, family.gate_up), output=True, parts=[(0, 1), (size, 1)]
-        )
+        slots += _linear_slots(layer, path(family.mlp, family.gate_up), output=True, parts=[(0, 1), (size, 1)])
     else:
         for role in filter(None, (family.gate, family.up)):
             slots += _linear_slots(layer, path(family.mlp, role), output=True, parts=[(0, 1)])
@@ -154,8 +158,7 @@ def _mlp_axis(layer: nn.Module, index: int, family: Family) -> Axis:
 def _group_axis(layer: nn.Module, index: int, family: Family, ratio: int, width: int) -> Axis:
     """Return the axis whose unit is one KV group: its key-value head and the `ratio` query heads it serves."""
     out = path(family.attn, family.o)
-    module = layer.get_submodule(out)
-    groups = module.weight.shape[0 if is_conv1d(module) else 1] // (ratio * width)
+    groups = _in_features(layer, out) // (ratio * width)
     slots = _linear_slots(layer, out, output=False, parts=[(0, ratio * width)])
     if family.qkv:
         parts = {

@@ -91,9 +91,7 @@ def _modules(family: Family) -> list[str]:
     mlp = [] if family.experts else [family.gate_up] if family.gate_up else [family.gate, family.up]
     mlp += ["experts"] if family.experts else [family.down]
     names += [f"{family.mlp}.{name}" if family.mlp else str(name) for name in mlp if name]
-    return names + [
-        name for name in (family.attn_post, family.mlp_post) if name and name != "post_attention_layernorm"
-    ]
+    return names + [name for name in (family.attn_post, family.mlp_post) if name and name != "post_attention_layernorm"]
 
 
 def _fits(family: Family, layer: nn.Module) -> bool:

@@ -126,7 +126,7 @@ class _Uneven:
     """Builds the stock model, then gives it its own layers."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
         rebuild(self, getattr(config, RECIPE))  # pyright: ignore[reportArgumentType]
 
 

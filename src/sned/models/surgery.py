@@ -7,7 +7,6 @@ import its neighbours in `models`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,8 @@ from sned.models.geometry import Axis, Slot, is_conv1d, path
 from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from transformers import PretrainedConfig
 
     from sned.models.family import Sublayer
@@ -225,7 +226,5 @@ def _cut_config(view: View, positions: list[int]) -> None:
 def _renumber_dense_layers(view: View, config: Any, positions: list[int]) -> None:
     """Rewrite the rule that says which layers of a mixture of experts are dense: it counts positions."""
     layers = list(view.layers.values())
-    dense = [
-        new for new, old in enumerate(positions) if not hasattr(getattr(layers[old], "mlp", None), "experts")
-    ]
+    dense = [new for new, old in enumerate(positions) if not hasattr(getattr(layers[old], "mlp", None), "experts")]
     config.mlp_only_layers, config.decoder_sparse_step = dense, 1

@@ -5,7 +5,6 @@ Gates are differentiable. May import its neighbours in `models`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ from torch import nn
 from sned.models.forward import answering
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from sned.models.family import Sublayer
     from sned.models.geometry import Axis
     from sned.models.view import View

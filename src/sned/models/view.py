@@ -18,13 +18,14 @@ from torch import nn
 
 from sned.canon import digest, sample_indices
 from sned.errors import PlanError
-from sned.models.family import Sublayer
 from sned.models.geometry import Axis, Geometry, build_axes, is_conv1d, n_kv_groups
 from sned.models.infer import resolve_family
 from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from sned.models.family import Sublayer
 
 Weights = MutableMapping[str, torch.Tensor]
 """The tensors of one layer by layer-relative name."""
@@ -66,7 +67,7 @@ class LiveWeights(MutableMapping[str, torch.Tensor]):
 
     def __setitem__(self, name: str, value: torch.Tensor) -> None:
         owner, _, leaf = name.rpartition(".")
-        module = self._layer.get_submodule(owner)
+        module: Any = self._layer.get_submodule(owner)
         old: nn.Parameter = getattr(module, leaf)
         setattr(module, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
         if leaf == "weight" and isinstance(module, nn.Linear):
@@ -141,12 +142,17 @@ class View:
     @property
     def device(self) -> torch.device:
         """Where the embeddings are, and so where tokens must go."""
-        return self.model.get_input_embeddings().weight.device
+        return self._embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self._embeddings.dtype
+
+    @property
+    def _embeddings(self) -> torch.Tensor:
+        embeddings: Any = self.model.get_input_embeddings()
+        return embeddings.weight
 
     def axis(self, name: str) -> Axis:
         """Return an axis by name.
@@ -157,9 +163,7 @@ class View:
         try:
             return self.geometry.axes[name]
         except KeyError:
-            raise PlanError(
-                f"the model has no axis {name!r}", hint="names look like layers.3.mlp.hidden"
-            ) from None
+            raise PlanError(f"the model has no axis {name!r}", hint="names look like layers.3.mlp.hidden") from None
 
     def layer(self, index: int) -> nn.Module:
         """Return a present layer by base index.
@@ -261,9 +265,9 @@ class View:
         self.layers = dict(sorted(layers.items()))
         self._history = {i: self._history[i] for i in self.layers}
         for position, layer in enumerate(self.layers.values()):
-            for module in layer.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = position
+            numbered: list[Any] = [m for m in layer.modules() if hasattr(m, "layer_idx")]
+            for module in numbered:
+                module.layer_idx = position
         parent, _, leaf = self.family.layers.rpartition(".")
         setattr(self.model.get_submodule(parent), leaf, nn.ModuleList(self.layers.values()))
 
@@ -297,9 +301,7 @@ class View:
             vocab=int(config.vocab_size),
             n_params=sum(p.numel() for p in self.model.parameters()),
             head_params=sum(p.numel() for p in head.parameters()) if head is not None else 0,
-            layer_shapes=tuple(
-                {n: tuple(p.shape) for n, p in m.named_parameters()} for m in self.layers.values()
-            ),
+            layer_shapes=tuple({n: tuple(p.shape) for n, p in m.named_parameters()} for m in self.layers.values()),
             active_expert_ratio=config.num_experts_per_tok / experts if family.experts and experts else 1.0,
             axes={axis.name: axis for axis in axes},
         )

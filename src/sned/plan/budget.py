@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sned.errors import BudgetError, ConfigError
-from sned.models.geometry import Geometry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sned.models.geometry import Geometry
 
 _SHARE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")
 
@@ -58,9 +61,7 @@ def layers_to_remove(budget: Budget, geometry: Geometry, removable: Sequence[int
         if budget.layers < 1:
             raise BudgetError(f"--layers {budget.layers} removes nothing", hint=f"give 1 to {len(sizes)}")
         if budget.layers > len(sizes):
-            raise BudgetError(
-                f"--layers {budget.layers} is too many: {reach}", hint=f"give 1 to {len(sizes)}"
-            )
+            raise BudgetError(f"--layers {budget.layers} is too many: {reach}", hint=f"give 1 to {len(sizes)}")
         return budget.layers
     if budget.remove is None:
         raise ConfigError("no budget given", hint="use --layers N or --remove 25%")

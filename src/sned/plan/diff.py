@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sned.canon import format_span
 from sned.plan.ops import DropLayers, DropSublayer, Fold, Keep, Replace
-from sned.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from sned.plan.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,5 @@ def diff_plans(first: Plan, second: Plan) -> list[Difference]:
 def _words(state: LayerState) -> str:
     if state.layer in ("removed", "replaced"):
         return state.layer
-    parts = [
-        f"{name} {value}" for name, value in (("attn", state.attn), ("mlp", state.mlp)) if value != "kept"
-    ]
+    parts = [f"{name} {value}" for name, value in (("attn", state.attn), ("mlp", state.mlp)) if value != "kept"]
     return ", ".join([state.layer, *parts])

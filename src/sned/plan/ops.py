@@ -7,7 +7,6 @@ Methods yield ops; they cannot invent new ones, so that a plan stays readable fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -19,6 +18,8 @@ from sned.models import surgery, trial
 from sned.models.family import Sublayer
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from sned.models.view import View
 
 Tensors = Mapping[str, torch.Tensor]

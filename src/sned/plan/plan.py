@@ -5,7 +5,6 @@ May import `models`, and its neighbours in `plan`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sned.canon import digest
 from sned.errors import PlanError, SnedError
 from sned.models.count import Counts, count
-from sned.plan.ops import Op
+from sned.plan.ops import Fold, Op, Replace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sned.models.view import View
 
 FORMAT = 1
@@ -67,9 +68,7 @@ class Base(BaseModel):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 short = name in ("geometry", "weights")
-                out.append(
-                    f"{label}: {mine[:12]} / {theirs[:12]}" if short else f"{label}: {mine} / {theirs}"
-                )
+                out.append(f"{label}: {mine[:12]} / {theirs[:12]}" if short else f"{label}: {mine} / {theirs}")
         return out
 
 
@@ -162,9 +161,7 @@ class Plan(BaseModel):
             try:
                 op.apply(view, self.tensors)
             except SnedError as error:
-                raise type(error)(
-                    f"op {number} ({op.describe()}): {error.args[0]}", hint=error.hint
-                ) from error
+                raise type(error)(f"op {number} ({op.describe()}): {error.args[0]}", hint=error.hint) from error
         if (left := count(view).params) != self.pruned.params:
             raise PlanError(f"the plan promises {self.pruned.params} parameters, but leaves {left}")
 
@@ -194,5 +191,5 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 def used_tensors(ops: Iterable[Op], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors that ops refer to, in the order of use."""
-    names = [op.tensor for op in ops if hasattr(op, "tensor")]
+    names = [op.tensor for op in ops if isinstance(op, Fold | Replace)]
     return {name: tensors[name] for name in names}

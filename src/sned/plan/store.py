@@ -6,13 +6,15 @@ May import its neighbours in `plan`.
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from sned.errors import PlanError
 from sned.plan.plan import FORMAT, Plan, tensor_digest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PLAN_FILE = "plan.json"
 TENSOR_FILE = "plan.safetensors"
@@ -20,7 +22,7 @@ TENSOR_FILE = "plan.safetensors"
 
 def save_plan(plan: Plan, folder: Path) -> None:
     """Write a plan into an existing folder."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     document = {
         "format": FORMAT,
@@ -29,7 +31,8 @@ def save_plan(plan: Plan, folder: Path) -> None:
         "tensors": {name: tensor_digest(t) for name, t in plan.tensors.items()},
     }
     if plan.tensors:
-        save_file({name: t.contiguous() for name, t in plan.tensors.items()}, folder / TENSOR_FILE)
+        # written by ourselves: the library makes its files readable by their owner only
+        (folder / TENSOR_FILE).write_bytes(save({name: t.contiguous() for name, t in plan.tensors.items()}))
     (folder / PLAN_FILE).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
@@ -47,9 +50,7 @@ def load_plan(path: Path) -> Plan:
     if not isinstance(document, dict) or not isinstance(document.get("format"), int):
         raise PlanError(f"{file} is not a plan: it has no format number")
     if document.pop("format") > FORMAT:
-        raise PlanError(
-            f"{file} was written by a newer sned (this one reads format {FORMAT})", hint="upgrade sned"
-        )
+        raise PlanError(f"{file} was written by a newer sned (this one reads format {FORMAT})", hint="upgrade sned")
     stated, digests = document.pop("digest", None), document.pop("tensors", {})
     try:
         plan = Plan.model_validate_json(json.dumps({**document}))
@@ -70,9 +71,7 @@ def find_plan(path: Path) -> Path:
     for candidate in (path, path / PLAN_FILE, path / "sned" / PLAN_FILE):
         if candidate.is_file():
             return candidate
-    raise PlanError(
-        f"no plan at {path}", hint="a plan is a folder with plan.json, or a folder that sned wrote"
-    )
+    raise PlanError(f"no plan at {path}", hint="a plan is a folder with plan.json, or a folder that sned wrote")
 
 
 def _load_tensors(file: Path, digests: dict[str, str]) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def _problems(error: ValidationError) -> str:
     for problem in error.errors()[:8]:
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "union_tag_invalid":
-            lines.append(f"{where}: unknown op {problem['ctx']['tag']}; a newer sned may have written it")
+            lines.append(f"{where}: unknown op {problem.get('ctx', {}).get('tag')}; a newer sned may have written it")
         else:
             lines.append(f"{where}: {problem['msg']}")
     return "".join(f"\n    {line}" for line in lines)

@@ -20,13 +20,13 @@ from sned.progress import SILENT, Progress
 from sned.runtime import journal as journals
 from sned.runtime.journal import Journal
 from sned.runtime.objective import window_nll
-from sned.runtime.statistics import Statistic
 from sned.runtime.sweep import Cost, Site, Sweep
 
 if TYPE_CHECKING:
     from sned.data.tokens import Tokens
     from sned.models.view import View
     from sned.plan.budget import Budget
+    from sned.runtime.statistics import Statistic
 
 R = TypeVar("R")
 Candidate = Sequence[Op]
@@ -67,9 +67,7 @@ class Context:
             raise DataError("this method needs calibration text", hint="give --calib SOURCE")
         return self.tokens
 
-    def collect(
-        self, *statistics: Statistic[Any], windows: int | None = None, label: str = "calibrate"
-    ) -> list[Any]:
+    def collect(self, *statistics: Statistic[Any], windows: int | None = None, label: str = "calibrate") -> list[Any]:
         """Run the calibration tokens (or their first windows) once, and return the results of all statistics."""
         tokens = self.calibration if windows is None else self.calibration.take(windows)
         key = [*self._state(tokens), [s.key for s in statistics]]
@@ -111,9 +109,7 @@ class Context:
         self.tensors[reference] = kept
         return reference
 
-    def _accumulate(
-        self, statistics: Sequence[Statistic[Any]], tokens: Tokens, key: list[Any], label: str
-    ) -> None:
+    def _accumulate(self, statistics: Sequence[Statistic[Any]], tokens: Tokens, key: list[Any], label: str) -> None:
         """Update statistics over all tokens, going on from where an interrupted pass was saved."""
         sweep, groups, first = Sweep(self.view, self.cost), [s.sites for s in statistics], 0
         if (partial := self.journal.load_tensors("pass", key)) is not None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from sned.errors import BudgetError, ConfigError
 from sned.runtime.statistics import Distances, Positions
-from sned.score.select import Cut
 
 if TYPE_CHECKING:
     from sned.runtime.context import Context
+    from sned.score.select import Cut
 
 
 def measure_distances(
@@ -80,7 +80,5 @@ def check_span(ctx: Context, text: str, n: int) -> Cut:
     """
     cut = parse_cut(text, ctx.view.geometry.n_layers)
     if cut[1] - cut[0] != n:
-        raise BudgetError(
-            f"--span {text} is {cut[1] - cut[0]} layers, but the budget is {n}", hint="leave one out"
-        )
+        raise BudgetError(f"--span {text} is {cut[1] - cut[0]} layers, but the budget is {n}", hint="leave one out")
     return cut

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sned.canon import digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import torch
 
 T = TypeVar("T")
@@ -50,9 +51,7 @@ class Journal:
 
         return load_file(file)
 
-    def save_tensors(
-        self, what: str, key: Any, tensors: dict[str, torch.Tensor], *, partial: bool = False
-    ) -> None:
+    def save_tensors(self, what: str, key: Any, tensors: dict[str, torch.Tensor], *, partial: bool = False) -> None:
         """Keep tensors for `key`; those of an unfinished pass are not noted in the journal."""
         if self.folder is None:
             return

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
 from sned.errors import ConfigError
-from sned.plan.ops import Op
 from sned.registry import did_you_mean, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from sned.plan.ops import Op
 
 Prunes = Literal["depth", "width", "weights"]
 GROUP = "sned.methods"

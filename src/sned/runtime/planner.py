@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sned.errors import ConfigError
@@ -15,6 +14,8 @@ from sned.runtime.context import Context
 from sned.runtime.journal import Journal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sned.data.tokens import Tokens
     from sned.models.view import View
     from sned.plan.budget import Budget

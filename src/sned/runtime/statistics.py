@@ -122,9 +122,7 @@ class CutMoments(Statistic[Moments]):
         return Moments(s["gram"], s["cross"], float(s["target"]), int(s["tokens"]))
 
 
-def cut_problem(
-    activations: tuple[torch.Tensor, ...], *, standalone: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def cut_problem(activations: tuple[torch.Tensor, ...], *, standalone: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `M` and `Z`, `[tokens, hidden]` in float32, from the activations at the sites of `CutMoments`."""
     if standalone:
         start, end = (x[:, 1:].flatten(0, 1).float() for x in activations)
@@ -171,8 +169,4 @@ class Influence(Statistic[dict[str, float]]):
 
     def result(self) -> dict[str, float]:
         tokens = float(self.sums["tokens"])
-        return {
-            n: float(self.sums[n]) / tokens
-            for n in self._NAMES
-            if n not in ("attn", "mlp") or n in self.parts
-        }
+        return {n: float(self.sums[n]) / tokens for n in self._NAMES if n not in ("attn", "mlp") or n in self.parts}

@@ -7,7 +7,6 @@ size of a chunk, since every consumer sees the same batches in the same order. M
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +17,14 @@ from sned.errors import NumericalError
 from sned.models.forward import LayerRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from torch import nn
 
+    from sned.models.family import Sublayer
     from sned.models.view import View
 
+SUBLAYERS: tuple[Sublayer, ...] = ("attn", "mlp")
 BATCH_TOKENS = 2048
 """Tokens that run together through a layer."""
 STREAM_CHUNK_TOKENS = 8192
@@ -104,11 +107,11 @@ class Sweep:
             stop_here = index == deepest and not any(s.kind != "resid" for s in uses if s.layer == index)
             if stop_here:
                 return
-            wanted = {kind for kind in ("attn", "mlp") if Site(kind, index) in uses}
+            wanted: list[Sublayer] = [kind for kind in SUBLAYERS if Site(kind, index) in uses]
             with self.view.materialised(index), _contributions(self.view, index, wanted) as caught:
                 for batch in batches:
                     batch.hidden = self._step(index, batch.hidden)
-                    for kind in sorted(wanted):
+                    for kind in wanted:
                         value = caught.pop(kind).reshape(batch.hidden.shape)
                         yield from _offer(batch, Site(kind, index), value, uses, groups)
         for batch in batches:
@@ -169,7 +172,7 @@ def _order(site: Site) -> tuple[int, int]:
 
 
 @contextmanager
-def _contributions(view: View, index: int, wanted: set[str]) -> Iterator[dict[str, torch.Tensor]]:
+def _contributions(view: View, index: int, wanted: list[Sublayer]) -> Iterator[dict[str, torch.Tensor]]:
     """Catch what the wanted sublayers of a layer add to the stream; copies, since some models add in place."""
     caught: dict[str, torch.Tensor] = {}
 
@@ -181,6 +184,6 @@ def _contributions(view: View, index: int, wanted: set[str]) -> Iterator[dict[st
 
     with ExitStack() as stack:
         for kind in wanted:
-            module = view.contribution(index, "attn" if kind == "attn" else "mlp")
+            module = view.contribution(index, kind)
             stack.callback(catch(kind, module).remove)
         yield caught

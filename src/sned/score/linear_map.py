@@ -8,13 +8,15 @@ ridge is relative: strength ρ means `ρ · mean(diag G)`. Pure functions of ten
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from sned.errors import NumericalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Structure = Literal["full", "diagonal", "orthogonal", "lower", "rank1"]
 
@@ -80,9 +82,7 @@ def fit_closed(
 
 def relative_error(moments: Moments, matrix: torch.Tensor) -> float:
     """Return `‖M T - Z‖ / ‖Z‖` from the moments alone."""
-    square = (
-        (matrix * (moments.gram @ matrix)).sum() - 2 * (matrix * moments.cross).sum() + moments.target_square
-    )
+    square = (matrix * (moments.gram @ matrix)).sum() - 2 * (matrix * moments.cross).sum() + moments.target_square
     return float((square.clamp_min(0.0) / moments.target_square) ** 0.5) if moments.target_square else 0.0
 
 
@@ -120,9 +120,7 @@ def _solve_lower(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
     reversed_factor, info = torch.linalg.cholesky_ex(gram.flip(0, 1))
     if int(info):
         jitter = gram.diagonal().mean() / MAX_CONDITION
-        reversed_factor = torch.linalg.cholesky(
-            (gram + jitter * torch.eye(len(gram), dtype=gram.dtype)).flip(0, 1)
-        )
+        reversed_factor = torch.linalg.cholesky((gram + jitter * torch.eye(len(gram), dtype=gram.dtype)).flip(0, 1))
     right = cross.flip(0)
     matrix = torch.zeros_like(gram)
     for j in range(len(gram)):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 Cut = tuple[int, int]
 """Layers `start` to `end`, half-open."""
@@ -18,8 +21,7 @@ def ranked_cuts(
 ) -> list[Cut]:
     """Return all cuts of `n` layers within `[first, last)` that avoid those taken, least distance first.
 
-    Args:
-        distance: `distance[s][e]` is how far the stream moves from entering layer `s` to entering layer `e`.
+    `distance[s][e]` is how far the stream moves from entering layer `s` to entering layer `e`.
     """
     cuts = [(s, s + n) for s in range(first, last - n + 1)]
     free = [(s, e) for s, e in cuts if all(e <= a or s >= b for a, b in taken)]

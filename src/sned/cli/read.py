@@ -1,0 +1,188 @@
+"""The commands that read and load no model: `show`, `diff`, `methods` and `report`."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from sned.cli.terminal import Terminal, display
+
+if TYPE_CHECKING:
+    from sned.cli import options
+    from rich.console import RenderableType
+
+    from sned.runtime.method import Method, Option
+
+SHOW_EXAMPLES = ("sned show plans/shortgpt", "sned show runs/demo --json")
+DIFF_EXAMPLES = ("sned diff plans/shortgpt plans/uidl",)
+METHODS_EXAMPLES = ("sned methods", "sned methods replaceme")
+REPORT_EXAMPLES = ("sned report runs/demo",)
+
+_Second = Annotated[Path, typer.Argument(metavar="OTHER", help="The plan to compare with.", show_default=False)]
+_Name = Annotated[str | None, typer.Argument(metavar="NAME", help="A method; all, if left out.", show_default=False)]
+_Folder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that sned wrote.", show_default=False)]
+
+
+def show(
+    ctx: typer.Context,
+    plan: options.PlanPath,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Read a plan: what it removes, from which model, what that saves, and why."""
+    terminal: Terminal = ctx.obj
+    terminal.configure(json=json, verbose=verbose)
+    from sned.cli import plans
+    from sned.plan.store import load_plan
+
+    made = load_plan(plan)
+    if json:
+        terminal.document(plans.document(made))
+    else:
+        terminal.show(*plans.parts(made))
+
+
+def diff(
+    ctx: typer.Context,
+    first: options.PlanPath,
+    second: _Second,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Compare two plans, layer by layer."""
+    terminal: Terminal = ctx.obj
+    terminal.configure(json=json, verbose=verbose)
+    from sned.cli import plans
+    from sned.plan.store import load_plan
+
+    a, b = load_plan(first), load_plan(second)
+    if json:
+        terminal.document(
+            {
+                "same": a.digest == b.digest,
+                "base": a.base.differences(b.base),
+                "layers": plans.layer_differences(a, b),
+                "pruned": {"first": a.pruned.model_dump(), "second": b.pruned.model_dump()},
+            }
+        )
+    else:
+        terminal.show(*plans.differences(a, b, (display(first), display(second))))
+
+
+def methods(
+    ctx: typer.Context,
+    name: _Name = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """List the methods, or tell all about one."""
+    terminal: Terminal = ctx.obj
+    terminal.configure(json=json, verbose=verbose)
+    from sned.runtime.method import all_methods, find_method
+
+    if name is not None:
+        one = find_method(name)
+        if json:
+            return terminal.document(_described(one))
+        return terminal.show(*_page(one))
+    if json:
+        return terminal.document({"methods": [_described(one) for one in all_methods()]})
+    from sned.cli.tables import table
+
+    rows = [(one.name, one.prunes, one.paper or "baseline", one.summary) for one in all_methods()]
+    terminal.show(table(("name", "prunes", "paper", "what it does"), rows, left=(0, 1, 2, 3)), "")
+    return terminal.show("`sned methods NAME` lists the options of one.")
+
+
+def report(
+    ctx: typer.Context,
+    out: _Folder,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Write report.html again, from report.json."""
+    terminal: Terminal = ctx.obj
+    terminal.configure(json=json, verbose=verbose)
+    from sned.jobs.report import rewrite
+
+    page = rewrite(out)
+    if json:
+        terminal.document({"report": str(page)})
+    else:
+        terminal.show(f"Report  {display(page)}")
+
+
+def _described(method: Method) -> dict[str, Any]:
+    """Return a method for programs."""
+    return {
+        "name": method.name,
+        "title": method.title,
+        "paper": method.paper,
+        "prunes": method.prunes,
+        "needs_tokens": method.needs_tokens,
+        "budget": ["layers", "remove"] if method.takes_layers else [],
+        "summary": method.summary,
+        "description": inspect.getdoc(method.run) or "",
+        "options": [{"name": o.name, "type": _kind(o), "default": o.default, "help": o.help} for o in method.options],
+    }
+
+
+def _page(method: Method) -> list[RenderableType]:
+    """Return a method for people."""
+    from rich.text import Text
+
+    from sned.cli.tables import facts, table
+
+    looks = "calibration text" if method.needs_tokens else "nothing but the model's depth"
+    budget = "--layers N, or --remove 25%" if method.takes_layers else "none"
+    shown: list[RenderableType] = [
+        Text(method.title or method.name, style="bold"),
+        "",
+        facts(
+            [
+                ("Method", method.name),
+                ("Paper", method.paper or "none: a baseline"),
+                ("Prunes", method.prunes),
+                ("Looks at", looks),
+                ("Budget", budget),
+            ]
+        ),
+        "",
+        Text(inspect.getdoc(method.run) or ""),
+        "",
+    ]
+    if method.options:
+        rows = [(_flag(o), _kind(o), "" if o.default is None else _plain(o.default), o.help) for o in method.options]
+        shown += [table(("option", "value", "default", "what it means"), rows, left=(0, 1, 2, 3)), ""]
+    budgeted = " --layers 6" if method.takes_layers else ""
+    return [*shown, "Example:", f"    sned prune demo -m {method.name}{budgeted} -o runs/{method.name}"]
+
+
+def _flag(option: Option) -> str:
+    from sned.cli.flags import is_switch
+
+    name = option.name.replace("_", "-")
+    return f"--{name}/--no-{name}" if is_switch(option.type) else f"--{name}"
+
+
+def _kind(option: Option) -> str:
+    """Return what an option takes, in words: ``int``, ``lstsq|cosine|mse``."""
+    return _spell(option.type)
+
+
+def _spell(kind: Any) -> str:
+    if get_origin(kind) is Annotated:
+        return _spell(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if args := [arg for arg in get_args(kind) if arg is not type(None)]:
+        return "|".join(map(_spell, args))
+    names = {bool: "yes/no", int: "number", float: "number", str: "text"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _plain(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

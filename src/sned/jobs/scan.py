@@ -1,0 +1,117 @@
+"""How much every part of a model matters, by all the cheap scores at once. May import everything below `jobs`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sned
+from sned.checkpoint.folders import atomic_folder
+from sned.jobs import compose
+from sned.jobs.session import Recorder, Session, open_model, read_text
+from sned.models.modeling_sned import NoMLP
+from sned.plan.budget import Budget
+from sned.report.scan_picture import render
+from sned.runtime.context import Context
+from sned.runtime.statistics import Distances, Influence
+from sned.score.select import ranked_cuts
+
+if TYPE_CHECKING:
+    from sned.jobs.request import LoadRequest, TextRequest
+    from sned.models.view import View
+    from sned.progress import Progress
+
+SCHEMA = 1
+JSON_FILE, PAGE_FILE = "scan.json", "scan.html"
+
+
+def scan(load: LoadRequest, calibration: TextRequest, seed: int, progress: Progress) -> dict[str, Any]:
+    """Return what one pass over calibration text tells of every layer; JSON.
+
+    ``influence`` is one minus the mean cosine between the stream without and with a part, ``relative`` the mean
+    size of what the layer adds beside what enters it; null for a part that is not there. ``distance[s][n]`` is the
+    mean angle, as a share of half a turn, between the streams entering layers `s` and `s + n`.
+
+    Raises:
+        SnedError: the model or the text cannot be read, or an activation is not finite.
+    """
+    session = Session(Recorder(progress))
+    model = open_model(load, session)
+    with session.phase("calibrate"):
+        tokens = read_text(model, calibration, seed=seed)
+        view = model.view
+        context = Context(view, tokens, Budget(), seed, progress=session.progress, cost=session.cost)
+        *parts, triangles = context.collect(*(_influence(view, i) for i in view.layers), _distances(view), label="scan")
+    depth = view.geometry.n_layers
+    mark = view.fingerprint
+    return {
+        "schema": SCHEMA,
+        "sned": sned.__version__,
+        "model": {
+            "source": model.source,
+            "family": mark.model_type,
+            "weights": mark.weights,
+            "layers": depth,
+            "hidden": view.geometry.hidden,
+            "dtype": str(view.dtype).removeprefix("torch."),
+        },
+        "seed": seed,
+        "calibration": compose.of_text(tokens),
+        "layers": [_row(i, part) for i, part in zip(view.layers, parts, strict=True)],
+        "distance": {name: _by_length(square, depth) for name, square in triangles.items()},
+        "best_cuts": best_cuts(triangles["angular"], depth),
+        "cost": compose.of_cost(session),
+        "warnings": session.progress.warnings,
+    }
+
+
+def best_cuts(angular: Sequence[Sequence[float]], depth: int) -> list[dict[str, Any]]:
+    """Return the nearest cut of every length, the first and the last layer being kept.
+
+    Args:
+        angular: `[s][e]`, the distance between the streams entering layers `s` and `e`.
+        depth: Number of layers.
+    """
+    found = []
+    for n in range(1, depth - 1):
+        start, end = ranked_cuts(angular, n, first=1, last=depth - 1)[0]
+        found.append({"layers": n, "start": start, "end": end, "distance": angular[start][end]})
+    return found
+
+
+def write(result: dict[str, Any], out: Path, *, overwrite: bool) -> None:
+    """Write a scan as JSON and as a page with its pictures; the folder is whole or absent.
+
+    Raises:
+        CheckpointError: the folder is taken or cannot be written.
+    """
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / PAGE_FILE).write_text(render(result), encoding="utf-8")
+
+
+def _influence(view: View, index: int) -> Influence:
+    whole = not view.is_replaced(index)
+    mlp = whole and not isinstance(view.branch(index, "mlp"), NoMLP)
+    return Influence(index, index + 1, has_attn=view.has_attention(index), has_mlp=mlp)
+
+
+def _distances(view: View) -> Distances:
+    return Distances([*view.layers, view.geometry.n_layers])
+
+
+def _row(layer: int, part: dict[str, float]) -> dict[str, Any]:
+    named = {"influence": "layer", "attention": "attn", "mlp": "mlp", "relative": "relative"}
+    return {"layer": layer} | {name: _number(part.get(key)) for name, key in named.items()}
+
+
+def _by_length(square: Sequence[Sequence[float]], depth: int) -> list[list[float | None]]:
+    return [[_number(square[s][s + n]) for n in range(depth - s + 1)] for s in range(depth)]
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
