@@ -19,7 +19,7 @@ KINDS = ("attn.group", "mlp.hidden")
 
 
 def axes_of(name: str) -> dict[str, int]:
-    return {kind: axis.size for kind in KINDS if (axis := View(make_model(name)).geometry.axes.get(f"layers.1.{kind}"))}
+    return {kind: axis.size for kind in KINDS if (axis := View(make_model(name)).geometry.axes.get(f"layers.0.{kind}"))}
 
 
 ALL = [(name, kind) for name in FAMILY_NAMES for kind in axes_of(name)]

@@ -58,7 +58,7 @@ def convert(path: Path, into: Path, progress: Progress = SILENT) -> None:
             for shard in into.glob("*.safetensors"):  # the library makes them private, whatever the umask
                 shutil.copymode(into / "config.json", shard)
         except Exception as error:
-            raise write_error(into, error) from error
+            raise write_error(into, error, needed=model.get_memory_footprint()) from error
 
 
 def _check_magic(path: Path) -> None:

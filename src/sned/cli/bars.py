@@ -15,6 +15,7 @@ from sned.report import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
     from sned.cli.terminal import Terminal
 
 _WORTH_A_LINE = 1.0  # seconds; a task done sooner leaves no trace on a terminal

@@ -16,6 +16,7 @@ from sned.registry import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
     import typer
 
     from sned.runtime.method import Method

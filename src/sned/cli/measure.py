@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sned.cli import options, requests
+from sned.cli import models, options, requests
 from sned.cli.terminal import Terminal, display
 from sned.jobs.request import LoadRequest
 
@@ -26,7 +26,7 @@ _MaybeOut = Annotated[
 
 
 def inspect(
-    ctx: typer.Context,
+    ctx: options.Context,
     model: options.Model,
     dtype: options.DType = "auto",
     trust_inferred: options.TrustInferred = False,
@@ -42,13 +42,11 @@ def inspect(
     found = run(LoadRequest(model, dtype, "cpu", "on", trust_inferred), progress)
     if json:
         return terminal.document(found)
-    from sned.cli.models import inspected
-
-    return terminal.show(*inspected(found))
+    return terminal.show(*models.inspected(found))
 
 
 def scan(
-    ctx: typer.Context,
+    ctx: options.Context,
     model: options.Model,
     out: _MaybeOut = None,
     calib: options.Calib = ["builtin"],  # noqa: B006 - typer shows it in the help, and nothing changes it
@@ -79,14 +77,12 @@ def scan(
         job.write(found, out, overwrite=overwrite)
     if json:
         return terminal.document(found)
-    from sned.cli.models import scanned
-
-    terminal.show(*scanned(found))
+    terminal.show(*models.scanned(found))
     return None if out is None else terminal.show("", f"Written  {display(out)}/scan.html and scan.json")
 
 
 def evaluate(
-    ctx: typer.Context,
+    ctx: options.Context,
     model: options.Model,
     against: options.Against = None,
     evaluation: options.Eval = ["builtin"],  # noqa: B006
@@ -112,7 +108,7 @@ def evaluate(
 
 
 def bench(
-    ctx: typer.Context,
+    ctx: options.Context,
     model: options.Model,
     against: options.Against = None,
     dtype: options.DType = "auto",
@@ -135,6 +131,4 @@ def _tell(terminal: Terminal, report: Report, model: str, against: str | None) -
     """Show what was measured."""
     if terminal.json:
         return terminal.document(report.to_json())
-    from sned.cli.models import measured
-
-    return terminal.show(*measured(report, model, against))
+    return terminal.show(*models.measured(report, model, against))

@@ -1,6 +1,7 @@
 """The options that commands share, named and explained once. Imports typer and the names of `jobs.request`.
 
-Each is an annotated type: a command takes the option by having a parameter of that type.
+Each is an annotated type: a command takes the option by having a parameter of that type. typer reads the
+annotations when it runs, so the modules of commands import this one for real.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Annotated, Literal
 import typer
 
 from sned.jobs.request import DeviceName, DTypeName, Switch
+
+Context = typer.Context
 
 _BUDGET, _TEXT, _RUN, _OUTPUT = "Budget", "Text", "How to run", "Output"
 

@@ -11,6 +11,7 @@ from sned.report import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
     from rich.console import RenderableType
 
     from sned.plan.diff import LayerState

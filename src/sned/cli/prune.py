@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-
-from sned.cli import flags, options, requests
+from sned.cli import flags, options, plans, requests
 from sned.cli.terminal import Terminal, display
 from sned.jobs.request import LoadRequest, PlanRequest, PruneRequest
 
 if TYPE_CHECKING:
-    import typer
     from sned.progress import Progress
     from sned.report.schema import Report
 
@@ -31,7 +29,7 @@ DEMO_EXAMPLES = ("sned demo", "sned demo -o /tmp/demo --overwrite")
 
 
 def prune(
-    ctx: typer.Context,
+    ctx: options.Context,
     model: options.Model,
     method: options.Method,
     out: options.Out,
@@ -85,7 +83,7 @@ def prune(
 
 
 def plan(
-    ctx: typer.Context,
+    ctx: options.Context,
     model: options.Model,
     method: options.Method,
     out: options.Out,
@@ -125,7 +123,6 @@ def plan(
     )
     if dry_run:
         return _forecast(terminal, request, progress)
-    from sned.cli import plans
     from sned.jobs.plan import plan as run
 
     terminal.resumable = True
@@ -137,7 +134,7 @@ def plan(
 
 
 def apply(
-    ctx: typer.Context,
+    ctx: options.Context,
     model: options.Model,
     plan: options.PlanPath,
     out: options.Out,
@@ -161,7 +158,7 @@ def apply(
 
 
 def demo(
-    ctx: typer.Context,
+    ctx: options.Context,
     out: options.Out = DEMO,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
@@ -180,7 +177,6 @@ def demo(
 
 def _forecast(terminal: Terminal, request: PlanRequest, progress: Progress) -> None:
     """Show what a job would do."""
-    from sned.cli import plans
     from sned.jobs.plan import dry_run
 
     expected = dry_run(request, progress)

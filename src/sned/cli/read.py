@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from rich.text import Text
 
+from sned.cli import options, plans
+from sned.cli.tables import facts, table
 from sned.cli.terminal import Terminal, display
 
 if TYPE_CHECKING:
-    from sned.cli import options
     from rich.console import RenderableType
 
     from sned.runtime.method import Method, Option
@@ -27,7 +29,7 @@ _Folder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that sned
 
 
 def show(
-    ctx: typer.Context,
+    ctx: options.Context,
     plan: options.PlanPath,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -35,7 +37,6 @@ def show(
     """Read a plan: what it removes, from which model, what that saves, and why."""
     terminal: Terminal = ctx.obj
     terminal.configure(json=json, verbose=verbose)
-    from sned.cli import plans
     from sned.plan.store import load_plan
 
     made = load_plan(plan)
@@ -46,7 +47,7 @@ def show(
 
 
 def diff(
-    ctx: typer.Context,
+    ctx: options.Context,
     first: options.PlanPath,
     second: _Second,
     json: options.Json = False,
@@ -55,7 +56,6 @@ def diff(
     """Compare two plans, layer by layer."""
     terminal: Terminal = ctx.obj
     terminal.configure(json=json, verbose=verbose)
-    from sned.cli import plans
     from sned.plan.store import load_plan
 
     a, b = load_plan(first), load_plan(second)
@@ -73,7 +73,7 @@ def diff(
 
 
 def methods(
-    ctx: typer.Context,
+    ctx: options.Context,
     name: _Name = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -90,15 +90,13 @@ def methods(
         return terminal.show(*_page(one))
     if json:
         return terminal.document({"methods": [_described(one) for one in all_methods()]})
-    from sned.cli.tables import table
-
     rows = [(one.name, one.prunes, one.paper or "baseline", one.summary) for one in all_methods()]
     terminal.show(table(("name", "prunes", "paper", "what it does"), rows, left=(0, 1, 2, 3)), "")
     return terminal.show("`sned methods NAME` lists the options of one.")
 
 
 def report(
-    ctx: typer.Context,
+    ctx: options.Context,
     out: _Folder,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -132,10 +130,6 @@ def _described(method: Method) -> dict[str, Any]:
 
 def _page(method: Method) -> list[RenderableType]:
     """Return a method for people."""
-    from rich.text import Text
-
-    from sned.cli.tables import facts, table
-
     looks = "calibration text" if method.needs_tokens else "nothing but the model's depth"
     budget = "--layers N, or --remove 25%" if method.takes_layers else "none"
     shown: list[RenderableType] = [

@@ -5,7 +5,7 @@ May import `jobs.request`, and the grammars of sources and budgets.
 
 from __future__ import annotations
 
-from typing import Literal, TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sned.data.sources import parse_sources
 from sned.errors import BudgetError, ConfigError

@@ -27,8 +27,8 @@ class _Console(Console):
     """A console that lets a closed pipe end the program as any other error would."""
 
     def on_broken_pipe(self) -> None:
-        """Hand the error on."""
-        raise  # noqa: PLE0704 - rich calls this while it handles the BrokenPipeError
+        """Hand the error on: rich calls this while it handles the BrokenPipeError."""
+        raise
 
 
 class Terminal:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SUBLAYERS: tuple[Sublayer, ...] = ("attn", "mlp")
 BATCH_TOKENS = 2048
 """Tokens that run together through a layer."""
-STREAM_CHUNK_TOKENS = 8192
+STREAM_CHUNK_TOKENS = 4096
 """Tokens for which a streamed layer is read once; bounds the activations held."""
 
 

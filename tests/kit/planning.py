@@ -1,0 +1,112 @@
+"""Planning on tiny models as the library does it, and being killed in the middle of it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from kit.compare import logits
+from kit.tiny import make_model, tokens
+from sned.models.view import View
+from sned.plan.budget import Budget
+from sned.progress import Progress
+from sned.runtime.journal import Journal
+from sned.runtime.method import Method, all_methods, find_method
+from sned.runtime.planner import make_plan
+from sned.runtime.sweep import Cost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import torch
+
+    from sned.data.tokens import Tokens
+    from sned.plan.plan import Plan
+
+METHODS = sorted(method.name for method in all_methods())
+BUDGET = 2
+"""Layers of five that the contracts remove."""
+
+
+class Messages(Progress):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+class Kill(Progress):
+    """Interrupts after so many steps of progress, wherever they happen."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        def advance(_units: int) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+class Steps(Progress):
+    """Counts the steps of progress of each task."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        return sum(self.tasks.values())
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        def advance(_units: int) -> None:
+            self.tasks[label] = self.tasks.get(label, 0) + 1
+
+        yield advance
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, the logits of the view that it was made on, and what it cost."""
+
+    plan: Plan
+    logits: torch.Tensor
+    cost: int
+
+
+def calibration() -> Tokens:
+    return tokens(6, 16, seed=3)
+
+
+def plan_on(view: View, method: str | Method, folder: Path | None = None, **given: Any) -> Plan:
+    """Plan with the tokens and the budget of the contracts; `given` may name others, and options."""
+    return make_plan(
+        view,
+        find_method(method),
+        given.pop("tokens", calibration()),
+        Budget(layers=given.pop("layers", BUDGET)),
+        source="here",
+        seed=given.pop("seed", 0),
+        journal=Journal(folder),
+        progress=given.pop("progress", Progress()),
+        cost=given.pop("cost", None),
+        options=given,
+    )
+
+
+@cache
+def planned(method: str, name: str) -> Planned:
+    """Plan once, straight through, with default options; tests share the outcome."""
+    view, cost = View(make_model(name)), Cost()
+    plan = plan_on(view, method, cost=cost)
+    return Planned(plan, logits(view.model), cost.forward_layer_tokens)

@@ -1,0 +1,203 @@
+"""What every method promises on every family; methods are found, not listed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from kit.compare import assert_differ, assert_same_logits, logits, swept
+from kit.planning import BUDGET, METHODS, Kill, Steps, plan_on, planned
+from kit.planted import streamed_view
+from kit.tiny import FAMILY_NAMES, LAYERS, make_model
+
+from sned.models.count import count
+from sned.models.view import View
+from sned.plan.budget import Budget
+from sned.plan.plan import Plan, Size
+from sned.plan.store import load_plan, save_plan
+from sned.runtime import journal as journals
+from sned.runtime import sweep as sweeps
+from sned.runtime.method import find_method
+from sned.runtime.planner import make_plan
+from sned.runtime.sweep import Cost
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+everywhere = pytest.mark.parametrize("name", FAMILY_NAMES)
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three batches in a pass, each saved."""
+    monkeypatch.setattr(sweeps, "BATCH_TOKENS", 32)
+    monkeypatch.setattr(journals, "SAVE_EVERY_SECONDS", 0.0)
+
+
+@everywhere
+@every_method
+def test_the_same_input_gives_the_same_plan(method: str, name: str) -> None:
+    first = planned(method, name)
+    view = View(make_model(name))
+    again = plan_on(view, method)
+    assert again.digest == first.plan.digest
+    assert again.stages == first.plan.stages
+    assert_same_logits(logits(view.model), first.logits, exact=True)
+
+
+@everywhere
+@every_method
+def test_a_plan_on_disk_makes_the_planned_model(method: str, name: str, tmp_path: Path) -> None:
+    made = planned(method, name)
+    save_plan(made.plan, tmp_path)
+    loaded = load_plan(tmp_path)
+    assert loaded.digest == made.plan.digest
+    assert loaded.stages == made.plan.stages
+    view = View(make_model(name))
+    loaded.apply(view)
+    assert_same_logits(logits(view.model), made.logits, exact=True)
+    assert_differ(made.logits, logits(make_model(name)))
+
+
+@everywhere
+@every_method
+def test_the_budget_is_met(method: str, name: str) -> None:
+    plan = planned(method, name).plan
+    view = View(make_model(name))
+    assert plan.dense == Size.of(count(view))
+    plan.apply(view)
+    assert plan.pruned == Size.of(count(view))
+    maps = sum(op.op == "replace" for op in plan.ops)
+    assert len(view.layers) == LAYERS - BUDGET + maps
+    assert plan.stages[0].options["layers"] == BUDGET
+
+
+@everywhere
+@every_method
+def test_scores_and_options_are_json(method: str, name: str) -> None:
+    stage = planned(method, name).plan.stages[0]
+    assert json.loads(json.dumps(stage.scores, allow_nan=False)) == stage.scores
+    given = {k: v for k, v in stage.options.items() if k not in ("layers", "seed")}
+    kind = find_method(method)
+    assert given.keys() == {option.name for option in kind.options}
+    assert kind.parse(json.loads(json.dumps(given))) == given
+    assert kind.parse({k: json.dumps(v) for k, v in given.items()}) == given
+
+
+@everywhere
+@every_method
+def test_a_streamed_model_gives_the_same_plan(method: str, name: str) -> None:
+    view = streamed_view(name)
+    plan = plan_on(view, method)
+    assert plan.digest == planned(method, name).plan.digest
+    assert_same_logits(swept(view), planned(method, name).logits, exact=True)
+
+
+@everywhere
+@every_method
+@pytest.mark.usefixtures("small_batches")
+def test_a_killed_run_goes_on_where_it_stopped(method: str, name: str, tmp_path: Path) -> None:
+    steps, whole = Steps(), Cost()
+    straight = plan_on(View(make_model(name)), method, progress=steps, cost=whole)
+    if steps.total:
+        with pytest.raises(KeyboardInterrupt):
+            plan_on(View(make_model(name)), method, tmp_path, progress=Kill(after=steps.total // 2))
+    spent = Cost()
+    view = View(make_model(name))
+    resumed = plan_on(view, method, tmp_path, cost=spent)
+    assert resumed.digest == straight.digest
+    assert resumed.stages == straight.stages
+    assert spent.forward_layer_tokens < whole.forward_layer_tokens or not whole.forward_layer_tokens
+    straight.apply(other := View(make_model(name)))
+    assert_same_logits(logits(view.model), logits(other.model), exact=True)
+
+
+@every_method
+@pytest.mark.usefixtures("small_batches")
+def test_no_step_is_a_bad_moment_to_be_killed(method: str, tmp_path: Path) -> None:
+    steps = Steps()
+    straight = plan_on(View(make_model("llama")), method, progress=steps)
+    for after in range(steps.total):
+        folder = tmp_path / str(after)
+        with pytest.raises(KeyboardInterrupt):
+            plan_on(View(make_model("llama")), method, folder, progress=Kill(after))
+        assert plan_on(View(make_model("llama")), method, folder).digest == straight.digest
+
+
+@every_method
+@pytest.mark.usefixtures("small_batches")
+def test_a_run_killed_again_and_again_arrives(method: str, tmp_path: Path) -> None:
+    """Each attempt gets through a few steps only, counting those it skips."""
+    straight = plan_on(View(make_model("mistral")), method)
+    for after in range(1, 100):
+        try:
+            plan = plan_on(View(make_model("mistral")), method, tmp_path, progress=Kill(after))
+        except KeyboardInterrupt:
+            continue
+        assert plan.digest == straight.digest
+        return
+    pytest.fail("never arrived")
+
+
+@every_method
+def test_a_finished_run_costs_nothing_to_repeat(method: str, tmp_path: Path) -> None:
+    first = plan_on(View(make_model("llama")), method, tmp_path)
+    cost = Cost()
+    assert plan_on(View(make_model("llama")), method, tmp_path, cost=cost).digest == first.digest
+    assert cost.forward_layer_tokens == 0
+
+
+@every_method
+def test_other_tokens_or_weights_do_not_meet_old_results(method: str, tmp_path: Path) -> None:
+    """One journal serves several runs; only what was measured on the same input may be taken from it."""
+    plan_on(View(make_model("llama")), method, tmp_path)
+    fresh = plan_on(View(make_model("llama", seed=1)), method)
+    assert plan_on(View(make_model("llama", seed=1)), method, tmp_path).digest == fresh.digest
+
+
+@every_method
+def test_the_first_and_the_last_layer_stay(method: str) -> None:
+    view = View(make_model("llama"))
+    plan_on(view, method, layers=LAYERS - 2)
+    assert 0 in view.layers
+    assert LAYERS - 1 in view.layers
+
+
+@every_method
+def test_a_seed_is_part_of_the_plan(method: str) -> None:
+    plans = [plan_on(View(make_model("llama")), method, seed=seed) for seed in (0, 1)]
+    assert [plan.stages[0].options["seed"] for plan in plans] == [0, 1]
+    assert plans[0].digest != plans[1].digest
+
+
+@every_method
+def test_stages_compose_by_concatenation(method: str) -> None:
+    """Planning goes on from a plan's result; both stages on the dense model give that model."""
+    view = View(make_model("llama"))
+    first = plan_on(view, method, layers=1)
+    second = plan_on(view, "random", layers=1)
+    both = first.then(second.model_copy(update={"base": first.base}))
+    fresh = View(make_model("llama"))
+    both.apply(fresh)
+    assert_same_logits(logits(fresh.model), logits(view.model), exact=True)
+    assert isinstance(both, Plan)
+    assert second.base == first.base
+
+
+@every_method
+def test_methods_describe_themselves(method: str) -> None:
+    found = find_method(method)
+    assert found.name == method
+    assert found.summary.endswith(".")
+    assert found.title
+    assert all(option.help for option in found.options), f"options of {method} need help texts"
+    assert found.takes_layers
+
+
+def test_a_share_of_the_parameters_is_a_budget_too() -> None:
+    view = View(make_model("llama"))
+    plan = make_plan(view, find_method("deepest"), None, Budget(remove=0.3, remove_of="body"))
+    assert plan.stages[0].options["layers"] == 2
+    assert 1 - plan.pruned.body_params / plan.dense.body_params >= 0.3
