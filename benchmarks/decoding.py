@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import sned
-from sned.evaluate.speed import race
+from sned.evaluation.speed import race
 
 
 def measure() -> dict[str, Any]:

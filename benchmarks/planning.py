@@ -8,7 +8,7 @@ from typing import Any
 
 import sned
 import torch
-from sned.plan.budget import Budget
+from sned.plans.budget import Budget
 from sned.runtime.method import find_method
 from sned.runtime.planner import make_plan
 from sned.runtime.sweep import BATCH_TOKENS, Cost

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sned.api import Model, apply, evaluate, load, plan, prune, save
     from sned.data.tokens import Tokens
-    from sned.plan.plan import Plan
+    from sned.plans.plan import Plan
     from sned.report.schema import Report
     from sned.runtime.context import Context
     from sned.runtime.method import method
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Context": "sned.runtime.context",
     "Model": "sned.api",
-    "Plan": "sned.plan.plan",
+    "Plan": "sned.plans.plan",
     "Report": "sned.report.schema",
     "Tokens": "sned.data.tokens",
     "apply": "sned.api",

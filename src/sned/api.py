@@ -9,10 +9,10 @@ from sned.checkpoint.folders import atomic_folder
 from sned.checkpoint.model import Model, load
 from sned.checkpoint.save import save_model
 from sned.checkpoint.verify import verify
-from sned.evaluate.quality import Quality, measure_quality
+from sned.evaluation.quality import Quality, measure_quality
 from sned.jobs import prune as prune_job
 from sned.jobs.request import LoadRequest, PruneRequest, TextRequest
-from sned.plan.budget import Budget
+from sned.plans.budget import Budget
 from sned.progress import SILENT, Progress
 from sned.runtime.journal import Journal
 from sned.runtime.method import Method, find_method
@@ -20,7 +20,7 @@ from sned.runtime.planner import make_plan
 
 if TYPE_CHECKING:
     from sned.data.tokens import Tokens
-    from sned.plan.plan import Plan
+    from sned.plans.plan import Plan
     from sned.report.schema import Report
 
 __all__ = ["Model", "apply", "evaluate", "load", "plan", "prune", "save"]

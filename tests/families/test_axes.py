@@ -13,7 +13,7 @@ from kit.tiny import DENSE_NAMES, FAMILY_NAMES, IDS, LAYERS, family_of, make_mod
 from sned.errors import PlanError, UnsupportedModelError
 from sned.models import surgery, trial
 from sned.models.view import View
-from sned.plan.ops import Keep
+from sned.plans.ops import Keep
 
 KINDS = ("attn.group", "mlp.hidden")
 

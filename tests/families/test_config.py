@@ -11,7 +11,7 @@ from kit.tiny import FAMILY_NAMES, LAYERS, make_model
 from transformers import AutoModelForCausalLM
 
 from sned.models.view import View
-from sned.plan.ops import DropLayers, DropSublayer
+from sned.plans.ops import DropLayers, DropSublayer
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 DROPS = [[0], [2], [LAYERS - 1], [0, 2], [1, 2, 3]]

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sned.models.count import count
 from sned.models.view import View
-from sned.plan.budget import Budget, layers_to_remove
-from sned.plan.ops import DropLayers, DropSublayer, Keep, Op, Replace
+from sned.plans.budget import Budget, layers_to_remove
+from sned.plans.ops import DropLayers, DropSublayer, Keep, Op, Replace
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 TENSORS = {"map": torch.eye(HIDDEN)}

@@ -8,7 +8,7 @@ from kit.compare import assert_same_logits, decoded, logits
 from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, LAYERS, make_model
 
 from sned.models.view import View
-from sned.plan.ops import DropLayers, DropSublayer, Keep, Op, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Keep, Op, Replace
 
 TENSORS = {"map": torch.eye(HIDDEN) * 1.1}
 ATTENTION = {i: DropSublayer(layer=i, which="attn") for i in range(LAYERS)}

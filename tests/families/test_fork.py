@@ -11,7 +11,7 @@ from kit.planted import streamed_view
 from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model
 
 from sned.models.view import View
-from sned.plan.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from kit.tiny import FAMILY_NAMES, IDS, LAYERS, family_of, make_model, tokens
 from sned.errors import NumericalError, PlanError
 from sned.models.forward import LayerRunner
 from sned.models.view import View
-from sned.plan.ops import DropLayers
+from sned.plans.ops import DropLayers
 from sned.runtime import sweep as sweeps
 from sned.runtime.sweep import Cost, Site, Sweep
 

@@ -12,9 +12,9 @@ from sned.models.families import FAMILIES
 from sned.models.family import Family
 from sned.models.infer import describe, infer_family, resolve_family
 from sned.models.view import View
-from sned.plan.budget import Budget
-from sned.plan.ops import DropLayers, Keep
-from sned.plan.plan import Base, Plan
+from sned.plans.budget import Budget
+from sned.plans.ops import DropLayers, Keep
+from sned.plans.plan import Base, Plan
 from sned.runtime.method import find_method
 from sned.runtime.planner import make_plan
 

@@ -12,7 +12,7 @@ from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_
 
 from sned.errors import PlanError, UnsupportedModelError
 from sned.models.view import View
-from sned.plan.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from kit.planted import MemorySource, streamed_view
 from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model, tokens
 
 from sned.models.view import View
-from sned.plan.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
 from sned.runtime import sweep as sweeps
 from sned.runtime.sweep import Site, Sweep
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kit.compare import logits
 from kit.tiny import make_model, tokens
 from sned.models.view import View
-from sned.plan.budget import Budget
+from sned.plans.budget import Budget
 from sned.progress import Progress
 from sned.runtime.journal import Journal
 from sned.runtime.method import Method, all_methods, find_method
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from sned.data.tokens import Tokens
-    from sned.plan.plan import Plan
+    from sned.plans.plan import Plan
 
 METHODS = sorted(method.name for method in all_methods())
 BUDGET = 2

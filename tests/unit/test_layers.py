@@ -21,11 +21,11 @@ LAYERS = (
     {"errors", "canon", "progress", "registry"},
     {"models"},
     {"data"},
-    {"plan"},
+    {"plans"},
     {"score"},
     {"checkpoint"},
     {"runtime"},
-    {"evaluate"},
+    {"evaluation"},
     {"methods"},
     {"report"},
     {"job", "jobs"},
@@ -36,7 +36,7 @@ ANYWHERE = {"sned.__version__"}  # the one name of the package itself that every
 
 # What the inner parts may need beyond the standard library; everything else stays replaceable.
 TENSORS = {"torch", "transformers", "safetensors", "numpy", "pydantic"}
-CORE = ("models", "plan", "score", "runtime", "methods")
+CORE = ("models", "plans", "score", "runtime", "methods")
 THIRD_PARTY = {part: set[str]() for part in LAYERS[0]} | dict.fromkeys(CORE, TENSORS)
 
 HEAVY = ("torch", "transformers", "matplotlib", "jinja2", "datasets", "pandas")
@@ -104,12 +104,12 @@ def test_imports_go_downward(module: str) -> None:
         ("sned.models.view", "from sned import plan", True),
         ("sned.models.view", "from sned import load", True),
         ("sned.models.view", "import sned", True),
-        ("sned.models.view", "import sned.plan.ops", True),
+        ("sned.models.view", "import sned.plans.ops", True),
         ("sned.models.view", "from ..plan.ops import Op", True),
-        ("sned.models.view", "def late():\n    from sned.plan.ops import Op", True),
-        ("sned.models.view", "if TYPE_CHECKING:\n    from sned.plan.ops import Op", True),
+        ("sned.models.view", "def late():\n    from sned.plans.ops import Op", True),
+        ("sned.models.view", "if TYPE_CHECKING:\n    from sned.plans.ops import Op", True),
         ("sned.models.view", "import rich.table", True),
-        ("sned.cli.main", "import rich.table\nfrom sned.plan.ops import Op", False),
+        ("sned.cli.main", "import rich.table\nfrom sned.plans.ops import Op", False),
         ("sned.errors", "import torch", True),
     ],
 )

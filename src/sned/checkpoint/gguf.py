@@ -266,11 +266,8 @@ def _remembering() -> Iterator[None]:
         def data(self, value: Any) -> None:
             self._data = np.asarray(value)
 
-    names = functools.cache(gguf.get_tensor_name_map)
-    with (
-        _patched(gguf, "GGUFReader", functools.cache(PlainReader)),
-        _patched(gguf, "get_tensor_name_map", names),
-    ):
+    reader, names = functools.cache(PlainReader), functools.cache(gguf.get_tensor_name_map)
+    with _patched(gguf, "GGUFReader", reader), _patched(gguf, "get_tensor_name_map", names):
         yield
 
 

@@ -63,7 +63,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which sned this is.")
+        bool,
+        typer.Option("--version", metavar="", callback=_print_version, is_eager=True, help="Say which sned this is."),
     ] = False,
 ) -> None:
     pass

@@ -28,8 +28,8 @@ def inspected(found: Mapping[str, Any]) -> list[RenderableType]:
     heads = f"{sizes['heads']} heads in {sizes['kv_groups']} KV groups, {sizes['head_dim']} wide"
     identity = [
         ("Model", found["model"]),
-        ("Folder", found["folder"]),
-        ("Family", found["family"]),
+        *([("Folder", found["folder"])] if found["folder"] != found["model"] else []),
+        ("Family", _family(found)),
         ("Layers", str(sizes["layers"])),
         ("Hidden size", f"{sizes['hidden']:,}"),
         ("Attention", heads),
@@ -39,7 +39,7 @@ def inspected(found: Mapping[str, Any]) -> list[RenderableType]:
         ("Weights", f"{found['dtype']}, {numbers.scaled(found['bytes_on_disk'], 'B')} on disk"),
         (
             "To plan",
-            f"about {numbers.scaled(memory['loaded'], 'B')} of memory; "
+            f"about {numbers.scaled(memory['loaded'], 'B')} of memory beside torch itself; "
             f"{numbers.scaled(memory['streamed'], 'B')} with --stream on",
         ),
     ]
@@ -97,6 +97,18 @@ def measured(report: Report, model: str, against: str | None) -> list[Renderable
     return [body, "", *remarks]
 
 
+def _family(found: Mapping[str, Any]) -> str:
+    """Name the family, with its row of the table: what differs from Llama, or what was guessed."""
+    kind, row = found["model_type"], found["family"]["row"].partition(": Family(")[2].removesuffix("),")
+    if not found["family"]["known"]:
+        return f"{kind}, guessed: Family({row})"
+    return f"{kind} ({row})" if row else kind
+
+
+def _quantity(value: int, unit: str) -> str:
+    return numbers.scaled(value, unit) if value else "–"
+
+
 def _parts(found: Mapping[str, Any]) -> RenderableType:
     lines = []
     for part, sizes in (*found["parts"].items(), ("total", found["total"])):
@@ -107,8 +119,10 @@ def _parts(found: Mapping[str, Any]) -> RenderableType:
                 _PARTS.get(part, part),
                 "tied" if shared else numbers.count(sizes["params"]),
                 "" if shared else share,
-                numbers.scaled(sizes["flops_per_token"], "FLOP"),
-                numbers.scaled(sizes["kv_bytes_per_token"], "B"),
+                *(
+                    _quantity(sizes[name], unit)
+                    for name, unit in (("flops_per_token", "FLOP"), ("kv_bytes_per_token", "B"))
+                ),
             )
         )
     return table(("part", "parameters", "share", "compute per token", "KV cache per token"), lines)

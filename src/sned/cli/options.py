@@ -72,7 +72,9 @@ EvalTokens = Annotated[
 ]
 AllowOverlap = Annotated[
     bool,
-    typer.Option("--allow-overlap", help="Evaluate on text seen in calibration; noted.", rich_help_panel=_TEXT),
+    typer.Option(
+        "--allow-overlap", metavar="", help="Evaluate on text seen in calibration; noted.", rich_help_panel=_TEXT
+    ),
 ]
 Baseline = Annotated[
     list[str],
@@ -96,7 +98,9 @@ Stream = Annotated[
 ]
 TrustInferred = Annotated[
     bool,
-    typer.Option("--trust-inferred", help="Accept the guess at an unknown architecture.", rich_help_panel=_RUN),
+    typer.Option(
+        "--trust-inferred", metavar="", help="Accept the guess at an unknown architecture.", rich_help_panel=_RUN
+    ),
 ]
 Set = Annotated[
     list[str],
@@ -110,23 +114,37 @@ Set = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume/--no-resume", help="Go on where an interrupted run stopped.", rich_help_panel=_RUN),
+    typer.Option(
+        "--resume/--no-resume", metavar="", help="Go on where an interrupted run stopped.", rich_help_panel=_RUN
+    ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only say what would be done, in what memory and time.", rich_help_panel=_RUN)
+    bool,
+    typer.Option(
+        "--dry-run", metavar="", help="Only say what would be done, in what memory and time.", rich_help_panel=_RUN
+    ),
 ]
 
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the folder if it exists.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--overwrite", metavar="", help="Replace the folder if it exists.", rich_help_panel=_OUTPUT)
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout, the rest on stderr.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option(
+        "--json", metavar="", help="One JSON document on stdout, the rest on stderr.", rich_help_panel=_OUTPUT
+    ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="No progress; only warnings, errors and the result.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option(
+        "--quiet", metavar="", help="No progress; only warnings, errors and the result.", rich_help_panel=_OUTPUT
+    ),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="With an error, also where in sned it arose.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option(
+        "--verbose", "-v", metavar="", help="With an error, also where in sned it arose.", rich_help_panel=_OUTPUT
+    ),
 ]
 Against = Annotated[
     str | None,

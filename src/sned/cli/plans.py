@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from sned.plan.diff import LayerState
-    from sned.plan.plan import Plan, Size
+    from sned.plans.diff import LayerState
+    from sned.plans.plan import Plan, Size
 
 PER_ROW = 60  # layers in one row of the picture
 _LOOKS = {
@@ -36,8 +36,8 @@ _MEANING = {
 
 def document(plan: Plan) -> dict[str, Any]:
     """Return a plan for programs: all that its file holds, its digest, and the state of every layer."""
-    from sned.plan.diff import layer_states
-    from sned.plan.plan import FORMAT
+    from sned.plans.diff import layer_states
+    from sned.plans.plan import FORMAT
 
     states = [
         {"layer": i, "state": s.layer, "attention": s.attn, "mlp": s.mlp, "note": s.note}
@@ -49,7 +49,7 @@ def document(plan: Plan) -> dict[str, Any]:
 
 def parts(plan: Plan) -> list[RenderableType]:
     """Return a plan for people."""
-    from sned.plan.diff import layer_states
+    from sned.plans.diff import layer_states
 
     shown: list[RenderableType] = [facts(_identity(plan)), "", strip(layer_states(plan)), ""]
     described = [(str(n), op.op, op.describe()) for n, op in enumerate(plan.ops)]
@@ -107,7 +107,7 @@ def differences(first: Plan, second: Plan, names: tuple[str, str]) -> list[Rende
 
 def layer_differences(first: Plan, second: Plan) -> list[dict[str, str]] | None:
     """Return the layers that two plans treat differently, or None where the models have different depths."""
-    from sned.plan.diff import diff_plans
+    from sned.plans.diff import diff_plans
 
     if first.base.n_layers != second.base.n_layers:
         return None

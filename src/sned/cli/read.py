@@ -37,7 +37,7 @@ def show(
     """Read a plan: what it removes, from which model, what that saves, and why."""
     terminal: Terminal = ctx.obj
     terminal.configure(json=json, verbose=verbose)
-    from sned.plan.store import load_plan
+    from sned.plans.store import load_plan
 
     made = load_plan(plan)
     if json:
@@ -56,7 +56,7 @@ def diff(
     """Compare two plans, layer by layer."""
     terminal: Terminal = ctx.obj
     terminal.configure(json=json, verbose=verbose)
-    from sned.plan.store import load_plan
+    from sned.plans.store import load_plan
 
     a, b = load_plan(first), load_plan(second)
     if json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from sned.data.sources import parse_sources
 from sned.errors import BudgetError, ConfigError
 from sned.jobs.request import TextRequest
-from sned.plan.budget import Budget, parse_share
+from sned.plans.budget import Budget, parse_share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

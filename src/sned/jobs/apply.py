@@ -9,7 +9,7 @@ from sned.jobs import compose
 from sned.jobs.prune import write_output
 from sned.jobs.session import Recorder, Session, open_model
 from sned.models.count import count
-from sned.plan.store import load_plan
+from sned.plans.store import load_plan
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sned.errors import ConfigError
-from sned.evaluate.speed import race
+from sned.evaluation.speed import race
 from sned.jobs import compose
 from sned.jobs.session import Recorder, Session, open_model
 from sned.models.count import count

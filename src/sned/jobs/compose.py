@@ -15,17 +15,17 @@ import transformers
 import sned
 from sned.canon import digest, format_span
 from sned.models.count import Counts, count
-from sned.plan.diff import layer_states
+from sned.plans.diff import layer_states
 from sned.report.schema import Report
 
 if TYPE_CHECKING:
     from sned.checkpoint.model import Model
     from sned.checkpoint.verify import Verification
     from sned.data.tokens import Tokens
-    from sned.evaluate.quality import Quality
-    from sned.evaluate.speed import Race
+    from sned.evaluation.quality import Quality
+    from sned.evaluation.speed import Race
     from sned.jobs.session import Session
-    from sned.plan.plan import Plan
+    from sned.plans.plan import Plan
 
 
 def heading(
@@ -121,7 +121,7 @@ def of_quality(quality: Quality, tokens: Tokens) -> dict[str, Any]:
 
 def of_race(race: Race) -> dict[str, Any]:
     """Return the speed block."""
-    from sned.evaluate.speed import PROMPT
+    from sned.evaluation.speed import PROMPT
 
     paces = {
         name: {"prefill_tokens_per_s": PROMPT / pace.prefill, "decode_tokens_per_s": 1 / pace.decode}

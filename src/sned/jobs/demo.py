@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sned.jobs.prune import prune
 from sned.jobs.request import LoadRequest, PruneRequest
-from sned.plan.budget import Budget
+from sned.plans.budget import Budget
 
 if TYPE_CHECKING:
     from pathlib import Path

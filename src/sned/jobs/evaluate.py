@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sned.errors import DataError
-from sned.evaluate.quality import measure_quality
+from sned.evaluation.quality import measure_quality
 from sned.jobs import compose
 from sned.jobs.session import Recorder, Session, open_model, read_text
 from sned.models.count import count

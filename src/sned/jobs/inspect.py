@@ -21,6 +21,7 @@ from sned.errors import UnsupportedModelError
 from sned.jobs.plan import memory_needed
 from sned.jobs.session import Recorder, Session, open_model
 from sned.models.count import count, layer_kv_values
+from sned.models.families import FAMILIES
 from sned.models.infer import describe
 from sned.models.view import View
 
@@ -46,7 +47,7 @@ def inspect(load: LoadRequest, progress: Progress) -> dict[str, Any]:
         "model": load.model,
         "folder": str(folder),
         "model_type": geometry.model_type,
-        "family": describe(geometry.model_type, view.family),
+        "family": {"known": geometry.model_type in FAMILIES, "row": describe(geometry.model_type, view.family)},
         "dtype": str(view.dtype).removeprefix("torch."),
         "bytes_on_disk": ShardReader(folder).total_bytes,
         "sizes": {

@@ -9,8 +9,8 @@ import psutil
 
 from sned.checkpoint.folders import atomic_folder, check_output
 from sned.jobs.session import Recorder, Session, job_facts, open_model, read_text, unfinished_work
-from sned.plan.budget import layers_to_remove
-from sned.plan.store import save_plan
+from sned.plans.budget import layers_to_remove
+from sned.plans.store import save_plan
 from sned.runtime.method import Method, find_method
 from sned.runtime.planner import make_plan, removable
 from sned.runtime.sweep import BATCH_TOKENS, STREAM_CHUNK_TOKENS
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sned.data.tokens import Tokens
     from sned.jobs.request import PlanRequest, PruneRequest
     from sned.models.view import View
-    from sned.plan.plan import Plan
+    from sned.plans.plan import Plan
     from sned.progress import Progress
     from sned.runtime.journal import Journal
 

@@ -14,9 +14,9 @@ import yaml
 from sned.checkpoint.folders import atomic_folder
 from sned.checkpoint.save import save_model
 from sned.checkpoint.verify import verify
-from sned.evaluate.quality import Quality, measure_quality
-from sned.evaluate.samples import continue_greedily
-from sned.evaluate.speed import race
+from sned.evaluation.quality import Quality, measure_quality
+from sned.evaluation.samples import continue_greedily
+from sned.evaluation.speed import race
 from sned.jobs import compose
 from sned.jobs.plan import calibrate, run_method, validate
 from sned.jobs.session import (
@@ -29,14 +29,14 @@ from sned.jobs.session import (
     unfinished_work,
 )
 from sned.models.count import count
-from sned.plan.store import save_plan
+from sned.plans.store import save_plan
 from sned.runtime.method import find_method
 
 if TYPE_CHECKING:
     from sned.checkpoint.model import Model
     from sned.data.tokens import Tokens
     from sned.jobs.request import PruneRequest
-    from sned.plan.plan import Plan
+    from sned.plans.plan import Plan
     from sned.progress import Progress
     from sned.report.schema import Report
     from sned.runtime.journal import Journal

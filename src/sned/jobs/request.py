@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from sned.plan.budget import Budget
+    from sned.plans.budget import Budget
 
 Switch = Literal["auto", "on", "off"]
 DTypeName = Literal["auto", "bf16", "fp32", "fp16"]

@@ -13,7 +13,7 @@ from sned.checkpoint.folders import atomic_folder
 from sned.jobs import compose
 from sned.jobs.session import Recorder, Session, open_model, read_text
 from sned.models.modeling_sned import NoMLP
-from sned.plan.budget import Budget
+from sned.plans.budget import Budget
 from sned.report.scan_picture import render
 from sned.runtime.context import Context
 from sned.runtime.statistics import Distances, Influence

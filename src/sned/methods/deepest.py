@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sned.plan.ops import DropLayers, Op
+from sned.plans.ops import DropLayers, Op
 from sned.runtime.context import Context
 from sned.runtime.depth import layer_range
 from sned.runtime.method import method

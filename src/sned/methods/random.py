@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from sned.plan.ops import DropLayers, Op
+from sned.plans.ops import DropLayers, Op
 from sned.runtime.context import Context
 from sned.runtime.depth import layer_range
 from sned.runtime.method import method

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from sned.errors import ConfigError
-from sned.plan.ops import DropLayers, Fold, Op, Replace
+from sned.plans.ops import DropLayers, Fold, Op, Replace
 from sned.runtime.context import Context
 from sned.runtime.depth import check_span, distances, explain, layer_range, measure_distances
 from sned.runtime.method import method

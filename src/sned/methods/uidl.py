@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
-from sned.plan.ops import DropLayers, Op
+from sned.plans.ops import DropLayers, Op
 from sned.runtime.context import Context
 from sned.runtime.depth import check_span, explain, layer_range, measure_distances
 from sned.runtime.method import method

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from sned.errors import DataError, NumericalError
-from sned.plan.ops import Op
-from sned.plan.plan import tensor_digest
+from sned.plans.ops import Op
+from sned.plans.plan import tensor_digest
 from sned.progress import SILENT, Progress
 from sned.runtime import journal as journals
 from sned.runtime.journal import Journal
@@ -25,7 +25,7 @@ from sned.runtime.sweep import Cost, Site, Sweep
 if TYPE_CHECKING:
     from sned.data.tokens import Tokens
     from sned.models.view import View
-    from sned.plan.budget import Budget
+    from sned.plans.budget import Budget
     from sned.runtime.statistics import Statistic
 
 R = TypeVar("R")

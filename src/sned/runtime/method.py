@@ -19,7 +19,7 @@ from sned.registry import did_you_mean, entries
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from sned.plan.ops import Op
+    from sned.plans.ops import Op
 
 Prunes = Literal["depth", "width", "weights"]
 GROUP = "sned.methods"

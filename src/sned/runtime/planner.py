@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sned.errors import ConfigError
 from sned.models.count import count
-from sned.plan.budget import layers_to_remove
-from sned.plan.plan import Base, Plan, Size, Stage, used_tensors
+from sned.plans.budget import layers_to_remove
+from sned.plans.plan import Base, Plan, Size, Stage, used_tensors
 from sned.progress import SILENT, Progress
 from sned.runtime.context import Context
 from sned.runtime.journal import Journal
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sned.data.tokens import Tokens
     from sned.models.view import View
-    from sned.plan.budget import Budget
+    from sned.plans.budget import Budget
     from sned.runtime.method import Method
     from sned.runtime.sweep import Cost
 

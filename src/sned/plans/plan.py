@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sned.canon import digest
 from sned.errors import PlanError, SnedError
 from sned.models.count import Counts, count
-from sned.plan.ops import Fold, Op, Replace
+from sned.plans.ops import Fold, Op, Replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sned.canon import format_span
-from sned.plan.ops import DropLayers, DropSublayer, Fold, Keep, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Replace
 
 if TYPE_CHECKING:
-    from sned.plan.plan import Plan
+    from sned.plans.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from sned.errors import PlanError
-from sned.plan.plan import FORMAT, Plan, tensor_digest
+from sned.plans.plan import FORMAT, Plan, tensor_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
