@@ -48,15 +48,18 @@ def test_every_list_with_an_entry_per_layer_is_cut(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("gemma3_text", "layer_types"), ("qwen2", "layer_types"), ("smollm3", "no_rope_layers"), ("gemma2", "layer_types")],
+    [
+        ("gemma3_text", "layer_types"),
+        ("qwen2", "layer_types"),
+        ("smollm3", "no_rope_layers"),
+        ("gemma2", "layer_types"),
+    ],
 )
 def test_the_lists_that_matter_are_seen(name: str, key: str) -> None:
     assert len(set(per_layer_lists(make_model(name).config)[key])) == 2
 
 
-@pytest.mark.parametrize(
-    ("drop", "dense"), [([0], [0, 2]), ([1], [2]), ([0, 1, 2], [0]), ([1, 3], []), ([4], [1, 3])]
-)
+@pytest.mark.parametrize(("drop", "dense"), [([0], [0, 2]), ([1], [2]), ([0, 1, 2], [0]), ([1, 3], []), ([4], [1, 3])])
 def test_layers_without_experts_keep_their_kind(drop: list[int], dense: list[int]) -> None:
     """Qwen3-MoE says which layers are dense by their position, in a list shorter than the model."""
     model = make_model("qwen3_moe")

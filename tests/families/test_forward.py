@@ -105,7 +105,11 @@ def test_sites_that_are_wanted_together_come_together() -> None:
 
 def test_a_group_is_served_once_whatever_the_order_of_its_sites() -> None:
     view = View(make_model("falcon"))
-    groups = [(Site("resid", 3), Site("attn", 1)), (Site("attn", 1),), (Site("resid", 1), Site("mlp", 1), Site("resid", 3))]
+    groups = [
+        (Site("resid", 3), Site("attn", 1)),
+        (Site("attn", 1),),
+        (Site("resid", 1), Site("mlp", 1), Site("resid", 3)),
+    ]
     sweep = Sweep(view)
     (chunk,) = sweep.chunks(IDS)
     served = dict(sweep.activations(chunk, groups))

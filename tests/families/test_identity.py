@@ -102,7 +102,13 @@ class TestMatch:
         with pytest.raises(PlanError) as caught:
             plan.check(other)
         text = str(caught.value)
-        for line in ("model type: llama / qwen3", "layers: 5 / 3", "hidden size: 32 / 48", "parameters: ", "geometry: "):
+        for line in (
+            "model type: llama / qwen3",
+            "layers: 5 / 3",
+            "hidden size: 32 / 48",
+            "parameters: ",
+            "geometry: ",
+        ):
             assert line in text
         assert "weights: " in text
         assert "made from here" in text

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kit.tiny import make_model
+from kit.tiny import VOCAB, make_model
 from sned.canon import sample_indices
+from sned.data.tokens import Tokens
 from sned.models.view import View
 
 if TYPE_CHECKING:
@@ -18,12 +19,35 @@ if TYPE_CHECKING:
 
 def idle_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
     """Let some layers add nothing to the stream: zero what writes to it."""
+    return quiet_layers(model, layers, 0.0)
+
+
+def quiet_layers(model: PreTrainedModel, layers: Iterable[int], scale: float = 0.1) -> PreTrainedModel:
+    """Let some layers add little to the stream: scale what writes to it."""
     view = View(model)
     outs = {view.family.o, view.family.down}
     for i in layers:
         for name, param in view.layer(i).named_parameters():
             if outs & set(name.split(".")):
-                param.data.zero_()
+                param.data.mul_(scale)
+    return model
+
+
+def quiet_but_vital_layer(model: PreTrainedModel, layer: int) -> PreTrainedModel:
+    """Let the head of a Llama read a few features only, into which one layer alone writes, and softly.
+
+    That layer turns the stream least of all, and without it nothing is left to say.
+    """
+    view = View(model)
+    read = torch.zeros(view.geometry.hidden, 1)
+    read[:8] = 1.0
+    model.get_input_embeddings().weight.data *= 1 - read.T
+    model.get_output_embeddings().weight.data *= 20 * read.T
+    for i, block in view.layers.items():
+        writes = 0.05 * read if i == layer else 1 - read
+        block.self_attn.o_proj.weight.data *= writes
+        block.mlp.down_proj.weight.data *= writes
+        block.mlp.down_proj.bias.data *= writes[:, 0]
     return model
 
 
@@ -36,6 +60,17 @@ def dead_units(model: PreTrainedModel, axis: str, units: Sequence[int]) -> PreTr
         for unit in units:
             tensor.narrow(slot.dim, slot.offset + unit * slot.block, slot.block).zero_()
     return model
+
+
+@torch.no_grad()
+def spoken_by(model: PreTrainedModel, windows: int = 40, length: int = 16) -> Tokens:
+    """Return tokens drawn from a model's own distribution, on which no other model has a lower expected loss."""
+    generator = torch.Generator().manual_seed(6)
+    ids = torch.randint(3, VOCAB, (windows, 1), generator=generator)
+    while ids.shape[1] < length:
+        chances = model(ids, use_cache=False).logits[:, -1].softmax(-1)
+        ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], dim=1)
+    return Tokens(ids, "spoken")
 
 
 class MemorySource:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,7 +55,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "falcon": _ALL | {"num_kv_heads": GROUPS, "new_decoder_architecture": True},
     "falcon/multi_query": _ALL | {"multi_query": True, "new_decoder_architecture": False, "bias": True},
     "falcon/serial": _ALL | {"multi_query": False, "parallel_attn": False, "num_kv_heads": HEADS},
-    "gpt2": {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_inner": MLP, "n_positions": 256}
+    "gpt2": {
+        "vocab_size": VOCAB,
+        "n_embd": HIDDEN,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_inner": MLP,
+        "n_positions": 256,
+    }
     | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     "granite": _LLAMA
     | {"residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "logits_scaling": 2.0},
@@ -82,15 +91,38 @@ DENSE_NAMES = [name for name in FAMILY_NAMES if not family_of(name).experts]
 
 def make_model(name: str, seed: int = 0) -> PreTrainedModel:
     """Return a model of its own, in float32; the same weights for the same seed."""
-    return copy.deepcopy(_model(name, seed))
+    return _thaw(*_frozen_model(name, seed))
 
 
 @functools.cache
-def _model(name: str, seed: int) -> PreTrainedModel:
+def _frozen_model(name: str, seed: int) -> tuple[bytes, dict[int, torch.Tensor]]:
+    """Build a model once, as its pickled structure and its tensors: thawing that is faster than a deep copy."""
     config = CONFIG_MAPPING[model_type(name)](**copy.deepcopy(CONFIGS[name]))
     model = AutoModelForCausalLM.from_config(config).eval()
     fill(model, seed)
-    return model
+    pickler = _Pickler(stream := io.BytesIO())
+    pickler.dump(model)
+    return stream.getvalue(), pickler.tensors
+
+
+def _thaw(structure: bytes, tensors: dict[int, torch.Tensor]) -> PreTrainedModel:
+    unpickler = pickle.Unpickler(io.BytesIO(structure))  # noqa: S301 - we have just written it
+    unpickler.persistent_load = functools.cache(lambda key: copy.deepcopy(tensors[key]))
+    return unpickler.load()
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves tensors out, and remembers them by identity, so that tied ones stay tied."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.tensors: dict[int, torch.Tensor] = {}
+
+    def persistent_id(self, value: object) -> int | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        self.tensors[id(value)] = value
+        return id(value)
 
 
 def fill(model: torch.nn.Module, seed: int) -> None:

@@ -5,6 +5,8 @@ May import `models`, `plan` and its neighbours in `checkpoint`.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_M_MMAP_THRESHOLD = -3
 STREAM_ABOVE = 0.6
 """Share of the free memory above which the weights of a model are streamed rather than loaded."""
 
@@ -222,6 +225,7 @@ def _build_streamed(
     build: Any, config: PretrainedConfig, reader: ShardReader, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, FolderSource]:
     """Return a model whose layers are on meta and all the rest in memory, and the source of the layers."""
+    _return_freed_memory()
     with torch.device("meta"), _quiet():
         model = build._from_config(config, dtype=dtype).eval().requires_grad_(False)
     source = FolderSource(reader, model, dtype, device)
@@ -233,6 +237,18 @@ def _build_streamed(
     _restore_buffers(model, device)
     model.tie_weights()
     return model, source
+
+
+def _return_freed_memory() -> None:
+    """Make the C library give the memory of a dropped layer back to the system at once.
+
+    By default glibc learns from the first large tensor that is freed to keep such blocks for itself, where they
+    fragment: measured on 30 layers, resident memory grew by a third of each layer that had gone by.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _restore_buffers(model: PreTrainedModel, device: torch.device) -> None:

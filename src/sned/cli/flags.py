@@ -6,13 +6,13 @@ typer reads the rest.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from typer.core import TyperCommand
 
 from sned.errors import ConfigError
-from sned.registry import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,8 +66,7 @@ def take_flags(args: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str],
         flag = text.partition("=")[0]
         name, read = _read(text, value, switches)
         if known is not None and name not in known:
-            options = [*own, *(f"--{option.replace('_', '-')}" for option in known)]
-            raise ConfigError(f"no such option: {flag}", hint=did_you_mean(flag, options))
+            raise ConfigError(f"no such option: {flag}", hint=_suggest(flag, [*own, *map(_flag_of, known)]))
         if known is not None and read is None:
             raise ConfigError(f"the option {flag} needs a value", hint=f"such as {flag} VALUE")
         _add(flags, name, read or "true")
@@ -158,6 +157,15 @@ def _named_method(args: Sequence[str], own: Mapping[str, bool]) -> Method | None
         elif text.startswith("-m") and len(text) > 2:
             name = text[2:]
     return None if name is None else find_method(name)
+
+
+def _suggest(flag: str, options: list[str]) -> str:
+    near = get_close_matches(flag, options, n=2, cutoff=0.7)
+    return f"did you mean {' or '.join(near)}?" if near else "`sned methods NAME` lists the options of a method"
+
+
+def _flag_of(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _option_name(text: str) -> str:

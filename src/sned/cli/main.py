@@ -21,7 +21,7 @@ from sned.cli.flags import MethodCommand
 from sned.cli.terminal import Terminal, prepare_streams
 from sned.errors import SnedError
 
-INTERRUPTED, CLOSED_PIPE, USAGE, BUG, NOT_WRITTEN = 130, 141, 2, 1, 8
+INTERRUPTED, USAGE, NOT_WRITTEN, FAILED = 130, 2, 8, 1
 
 app = typer.Typer(
     name="sned",
@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # whoever read us has gone; without a target the interpreter's own last flush cannot fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
+        return FAILED
     return code
 
 
@@ -93,14 +93,11 @@ def _run(typed: list[str], terminal: Terminal) -> int:
         code = command.main(typed, prog_name="sned", standalone_mode=False, obj=terminal)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:
-        raise
     except Exception as error:
         return _explain(error, terminal)
     if code == INTERRUPTED:
-        how = "the same command goes on from there; --no-resume starts over" if terminal.resumable else "start it again"
         terminal.err.print()
-        terminal.say("interrupted", f"{how}. Nothing half-written was left as a result.", "yellow")
+        terminal.say("interrupted", f"{terminal.after_interrupt}. No half-written result was left.", "yellow")
     return code if isinstance(code, int) else 0
 
 
@@ -119,10 +116,10 @@ def _explain(error: Exception, terminal: Terminal) -> int:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         remedy = "--stream on reads layers from disk one by one; a smaller --seq-len needs less, too"
         terminal.say("error", f"out of memory: {error}\n  hint: {remedy}", "red")
-        return BUG
+        return FAILED
     message = f"{type(error).__name__}: {error}\n  This is a bug in sned; repeat with -v to see where."
     terminal.say("error", message, "red")
-    return BUG
+    return FAILED
 
 
 def _explain_usage(error: Any, message: str, terminal: Terminal) -> int:

@@ -91,9 +91,7 @@ def differences(first: Plan, second: Plan, names: tuple[str, str]) -> list[Rende
     shown: list[RenderableType] = []
     if base := first.base.differences(second.base):
         shown += ["The plans are for different models:", *(f"    {line}" for line in base), ""]
-    for label, plan in zip(names, (first, second), strict=True):
-        shown.append(f"{label}: {_asked(plan)}")
-    shown.append("")
+    shown += [_asked_side_by_side(first, second, names), ""]
     rows = layer_differences(first, second)
     if rows is None:
         shown.append("Their layers cannot be compared one by one: the models have different depths.")
@@ -142,8 +140,22 @@ def _identity(plan: Plan) -> list[tuple[str, str]]:
     return [*rows, ("Digest", plan.digest[:12])]
 
 
-def _asked(plan: Plan) -> str:
-    return "; ".join(_asked_stage(stage.method, stage.options) for stage in plan.stages)
+def _asked_side_by_side(first: Plan, second: Plan, names: tuple[str, str]) -> RenderableType:
+    """Return the methods of two plans, and the options of both in which they differ."""
+    mine, other = _options(first), _options(second)
+    rows = [("method", *("; ".join(stage.method for stage in plan.stages) for plan in (first, second)))]
+    rows += [
+        (name, _value(mine[name]), _value(other[name])) for name in mine if mine[name] != other.get(name, mine[name])
+    ]
+    return table(("asked for", *names), rows, left=(0, 1, 2))
+
+
+def _options(plan: Plan) -> dict[str, Any]:
+    return {name: value for stage in plan.stages for name, value in stage.options.items()}
+
+
+def _value(value: Any) -> str:
+    return "–" if value is None else str(value)
 
 
 def _asked_stage(method: str, options: Mapping[str, Any]) -> str:

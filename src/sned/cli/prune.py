@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sned.report.schema import Report
 
 DEMO = Path("runs/demo")
+_RESUME = "the same command goes on where this one stopped; --no-resume starts over"
 
 PRUNE_EXAMPLES = (
     "sned prune demo -m replaceme --layers 6 -o runs/smaller",
@@ -78,7 +79,7 @@ def prune(
         return _forecast(terminal, request, progress)
     from sned.jobs.prune import prune as run
 
-    terminal.resumable = True
+    terminal.after_interrupt = _RESUME
     return _announce(terminal, run(request, progress), out)
 
 
@@ -125,7 +126,7 @@ def plan(
         return _forecast(terminal, request, progress)
     from sned.jobs.plan import plan as run
 
-    terminal.resumable = True
+    terminal.after_interrupt = _RESUME
     made = run(request, progress)
     if json:
         return terminal.document(plans.document(made))
@@ -171,7 +172,7 @@ def demo(
     from sned.jobs.demo import demo as run
 
     again = out == DEMO and (out / "sned" / "report.json").is_file()  # `make demo` may be repeated at will
-    terminal.resumable = True
+    terminal.after_interrupt = "the same command goes on where this one stopped"
     _announce(terminal, run(out, overwrite or again, progress), out)
 
 

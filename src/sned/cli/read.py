@@ -91,7 +91,7 @@ def methods(
     if json:
         return terminal.document({"methods": [_described(one) for one in all_methods()]})
     rows = [(one.name, one.prunes, one.paper or "baseline", one.summary) for one in all_methods()]
-    terminal.show(table(("name", "prunes", "paper", "what it does"), rows, left=(0, 1, 2, 3)), "")
+    terminal.show(table(("name", "prunes", "paper", "what it does"), rows, left=(0, 1, 2, 3), whole=(0, 1, 2)), "")
     return terminal.show("`sned methods NAME` lists the options of one.")
 
 
@@ -149,8 +149,11 @@ def _page(method: Method) -> list[RenderableType]:
         "",
     ]
     if method.options:
-        rows = [(_flag(o), _kind(o), "" if o.default is None else _plain(o.default), o.help) for o in method.options]
-        shown += [table(("option", "value", "default", "what it means"), rows, left=(0, 1, 2, 3)), ""]
+        rows = [
+            (_flag(o), _kind(o).replace("|", " | "), "" if o.default is None else _plain(o.default), o.help)
+            for o in method.options
+        ]
+        shown += [table(("option", "value", "default", "what it means"), rows, left=(0, 1, 2, 3), whole=(0, 2)), ""]
     budgeted = " --layers 6" if method.takes_layers else ""
     return [*shown, "Example:", f"    sned prune demo -m {method.name}{budgeted} -o runs/{method.name}"]
 
@@ -159,7 +162,7 @@ def _flag(option: Option) -> str:
     from sned.cli.flags import is_switch
 
     name = option.name.replace("_", "-")
-    return f"--{name}/--no-{name}" if is_switch(option.type) else f"--{name}"
+    return f"--[no-]{name}" if is_switch(option.type) else f"--{name}"
 
 
 def _kind(option: Option) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from sned.data.readers import existing_file
 from sned.data.sources import parse_sources
 from sned.errors import BudgetError, ConfigError
 from sned.jobs.request import TextRequest
@@ -36,13 +37,16 @@ def budget(layers: int | None, remove: str | None, remove_of: Literal["all", "bo
 
 
 def text(sources: Sequence[str], tokens: int, seq_len: int, role: Literal["calib", "eval"]) -> TextRequest:
-    """Check which tokens are asked for, without opening a file.
+    """Check which tokens are asked for, without reading any.
 
     Raises:
         ConfigError: a source is none, or the sizes leave nothing to predict.
+        DataError: a file is missing or empty.
     """
     for option, value in ((f"--{role}-tokens", tokens), ("--seq-len", seq_len)):
         if value < 2:
             raise ConfigError(f"{option} {value} leaves no token to predict", hint="give at least 2")
-    parse_sources(sources, "calibration" if role == "calib" else "evaluation")
+    for source in parse_sources(sources, "calibration" if role == "calib" else "evaluation"):
+        if source.scheme in ("file", "tokens"):
+            existing_file(source.args[0])
     return TextRequest(tuple(sources), tokens, seq_len)

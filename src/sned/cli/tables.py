@@ -17,12 +17,27 @@ LOG_FROM = 10.0
 """Bars are logarithmic where the largest value is so many times the smallest."""
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]], *, left: Iterable[int] = (0,)) -> Table:
-    """Return a table whose columns are right-aligned but for those in `left`; nothing in it is markup."""
+def table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    left: Sequence[int] = (0,),
+    whole: Sequence[int] = (),
+) -> Table:
+    """Return a table; nothing in it is markup.
+
+    Args:
+        headers: One per column.
+        rows: As many cells each.
+        left: Columns aligned to the left; they give way when the terminal is narrow.
+        whole: Those of them that do not.
+    """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
     for number, header in enumerate(headers):
         text = number in left
-        made.add_column(Text(header), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        made.add_column(
+            Text(header), justify="left" if text else "right", no_wrap=not text or number in whole, overflow="fold"
+        )
     for row in rows:
         made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return made

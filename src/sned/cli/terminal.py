@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,26 +24,19 @@ if TYPE_CHECKING:
 _WIDTH_OF_A_PIPE = 110
 
 
-class _Console(Console):
-    """A console that lets a closed pipe end the program as any other error would."""
-
-    def on_broken_pipe(self) -> None:
-        """Hand the error on: rich calls this while it handles the BrokenPipeError."""
-        raise
-
-
 class Terminal:
     """The two streams, and how much the user wants to read.
 
     Attributes:
         command: The command line as typed, to be repeated.
-        resumable: Whether an interrupted command goes on where it stopped when it is repeated.
+        after_interrupt: What a user who stopped the command can do next.
         warned: Warnings already shown.
     """
 
     def __init__(self, command: str = "sned") -> None:
         self.command = command
-        self.json = self.quiet = self.verbose = self.resumable = False
+        self.json = self.quiet = self.verbose = False
+        self.after_interrupt = "start it again"
         self.warned: list[str] = []
         self._stdout = sys.stdout
         self.out, self.err = _console(sys.stdout), _console(sys.stderr)
@@ -62,7 +56,10 @@ class Terminal:
     def show(self, *parts: RenderableType) -> None:
         """Print a result for people."""
         for part in parts:
-            self.out.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+            with self.out.capture() as captured:
+                self.out.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+            lines = captured.get().splitlines()  # tables pad every line to their width
+            self._stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
 
     def document(self, value: Mapping[str, Any] | str) -> None:
         """Print a result for programs: a mapping, or text that is JSON already; NaN becomes null."""
@@ -102,8 +99,8 @@ def display(path: Path) -> str:
 
 
 def _console(file: Any) -> Console:
-    console = _Console(file=file)
-    return console if console.is_terminal or console._width else _Console(file=file, width=_WIDTH_OF_A_PIPE)
+    console = Console(file=file)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(file=file, width=_WIDTH_OF_A_PIPE)
 
 
 def _finite(value: Any) -> Any:

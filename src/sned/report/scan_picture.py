@@ -23,7 +23,7 @@ h2 { font-size: 18px; margin-bottom: 4px; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 22px 24px; }
 section { margin-top: 18px; }
 .scroll { overflow-x: auto; margin-top: 16px; }
-.pair { display: flex; flex-wrap: wrap; gap: 26px 60px; align-items: flex-start; }
+.pair { margin-top: 18px; display: flex; flex-wrap: wrap; gap: 26px 60px; align-items: flex-start; }
 .plot { display: block; width: 100%; max-width: var(--w); height: auto; min-width: min(var(--w), 420px); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-top: 16px; }
 th, td { text-align: right; padding: 5px 0 5px 28px; border-bottom: 1px solid var(--line); white-space: nowrap; }

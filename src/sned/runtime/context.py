@@ -121,6 +121,7 @@ class Context:
                 if number >= first:
                     for index, activations in sweep.activations(chunk, groups):
                         statistics[index].update(*activations)
+                        del activations  # or a whole batch would live on through the next chunk
                     if saver.due():
                         sums = _all_sums(statistics) | {"chunks": torch.tensor(number + 1)}
                         self.journal.save_tensors("pass", key, sums, partial=True)

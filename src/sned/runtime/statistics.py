@@ -51,7 +51,7 @@ class Distances(Statistic[dict[str, list[list[float]]]]):
     tokens count; `positions="last"` gives theirs.
     """
 
-    _PIECE = 512
+    _PIECE = 128
 
     def __init__(self, boundaries: list[int], positions: Positions = "all") -> None:
         n = len(boundaries)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sned.models.view import View
 
 SUBLAYERS: tuple[Sublayer, ...] = ("attn", "mlp")
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 """Tokens that run together through a layer."""
 STREAM_CHUNK_TOKENS = 4096
 """Tokens for which a streamed layer is read once; bounds the activations held."""

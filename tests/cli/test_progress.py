@@ -1,0 +1,134 @@
+"""Progress: bars that leave a clean screen, lines that a log can hold, and silence on request."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.console import Console
+
+from sned.cli import bars, requests, tables
+from sned.cli.bars import Bars, Lines
+from sned.cli.terminal import Terminal, display
+from sned.errors import BudgetError, ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Clock:
+    """A clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(bars.time, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def terminal() -> Terminal:
+    made = Terminal()
+    made.err = Console(file=io.StringIO(), width=90, force_terminal=True, color_system=None)
+    return made
+
+
+def written(terminal: Terminal) -> str:
+    file: Any = terminal.err.file
+    return file.getvalue()
+
+
+def test_lines_tell_start_tenths_and_end(terminal: Terminal, clock: Clock) -> None:
+    with Lines(terminal).task("calibrate", 100) as advance:
+        for _ in range(100):
+            clock.now += 1
+            advance(1)
+    lines = written(terminal).splitlines()
+    assert lines[0] == "calibrate ..."
+    assert lines[1] == "calibrate 10%, 1\u202fmin 30\u202fs left"
+    assert len(lines) == 11
+    assert lines[-1] == "calibrate: done in 1\u202fmin 40\u202fs"
+
+
+def test_short_tasks_write_two_lines(terminal: Terminal, clock: Clock) -> None:
+    with Lines(terminal).task("save", 50) as advance:
+        for _ in range(50):
+            advance(1)
+    assert len(written(terminal).splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", [Lines, Bars])
+def test_tasks_nest_and_odd_totals_do_no_harm(terminal: Terminal, kind: type[Lines | Bars]) -> None:
+    progress = kind(terminal)
+    with progress.task("outer", 2) as outer:
+        with progress.task("inner", 0) as inner:
+            inner(1)
+        outer(5)
+        progress.warn("[careful]")
+    assert "[careful]" in written(terminal)
+
+
+def test_bars_leave_a_line_for_what_took_long(terminal: Terminal, clock: Clock) -> None:
+    with Bars(terminal).task("calibrate", 4) as advance:
+        clock.now += 30
+        advance(2)
+        clock.now += 30
+        advance(2)
+    assert "✓ calibrate  1\u202fmin 00\u202fs" in written(terminal)
+
+
+def test_bars_go_away_when_a_task_fails(terminal: Terminal, clock: Clock) -> None:
+    progress = Bars(terminal)
+
+    def work() -> None:
+        with progress.task("outer", 2), progress.task("inner", 2):
+            clock.now += 60
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert "✓" not in written(terminal)
+    assert progress._live is None
+    with progress.task("again", 1):
+        pass
+
+
+def test_a_warning_is_shown_once(terminal: Terminal) -> None:
+    for _ in range(2):
+        terminal.warn("few tokens")
+    assert written(terminal).count("few tokens") == 1
+
+
+def test_paths_are_shown_as_they_would_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert display(tmp_path / "runs" / "a") == "runs/a"
+    assert display(tmp_path.parent / "b") == str(tmp_path.parent / "b")
+
+
+def test_bars_of_a_table_show_small_values_beside_large_ones() -> None:
+    drawn, log = tables.bars([1.0, 0.001, None, 0.0], 10)
+    assert log
+    assert len(drawn[0]) == 10
+    assert drawn[1]
+    assert drawn[2:] == ["", ""]
+    drawn, log = tables.bars([1.0, 0.5], 10)
+    assert not log
+    assert (len(drawn[0]), len(drawn[1])) == (10, 5)
+    assert tables.bars([None, 0.0], 10) == (["", ""], False)
+
+
+def test_budgets() -> None:
+    assert requests.budget(6, None, "all").layers == 6
+    assert requests.budget(None, "25%", "body").remove == 0.25
+    with pytest.raises(ConfigError, match="25%"):
+        requests.budget(None, "25", "all")
+    with pytest.raises(BudgetError):
+        requests.budget(-1, None, "all")

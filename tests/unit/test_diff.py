@@ -1,0 +1,78 @@
+"""What two plans do differently, layer by layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sned.plans.diff import Difference, LayerState, diff_plans, layer_states
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Replace
+from sned.plans.plan import Base, Plan, Size, Stage
+
+if TYPE_CHECKING:
+    from sned.plans.ops import Op
+
+SIZE = Size(params=1, body_params=1, flops_per_token=1, kv_bytes_per_token=1)
+
+
+def plan(*ops: Op, depth: int = 8) -> Plan:
+    base = Base(source="", model_type="llama", geometry="g", weights="w", n_layers=depth, hidden=4, n_params=9)
+    return Plan(base=base, stages=(Stage(method="x", options={}, ops=ops),), dense=SIZE, pruned=SIZE)
+
+
+def test_a_plan_that_does_nothing_keeps_everything() -> None:
+    assert layer_states(plan()) == [LayerState()] * 8
+
+
+def test_every_op_leaves_its_mark() -> None:
+    states = layer_states(
+        plan(
+            DropLayers(layers=[1]),
+            DropSublayer(layer=2, which="attn"),
+            Keep(axis="layers.3.mlp.hidden", units=range(10)),
+            Keep(axis="layers.4.attn.group", units=[0]),
+            Fold(layer=5, tensor="t"),
+            Replace(layers=[6, 7], tensor="t"),
+        )
+    )
+    assert states[0] == LayerState()
+    assert states[1] == LayerState("removed", "removed", "removed")
+    assert states[2] == LayerState(attn="removed")
+    assert states[3] == LayerState(mlp="trimmed", note="10 mlp units kept")
+    assert states[4] == LayerState(attn="trimmed", note="1 attn units kept")
+    assert states[5] == LayerState("folded", note="a linear map is folded into its MLP")
+    assert states[6] == LayerState("replaced", "removed", "removed", note="one linear map stands here")
+    assert states[7].layer in ("removed", "replaced")
+    assert states[7].note == ""
+
+
+def test_later_ops_come_on_top() -> None:
+    trimmed = [Keep(axis="layers.1.mlp.hidden", units=u) for u in (range(8), range(4))]
+    assert layer_states(plan(*trimmed))[1].note == "4 mlp units kept"
+    both = layer_states(plan(*trimmed, DropSublayer(layer=1, which="attn")))[1]
+    assert (both.attn, both.mlp) == ("removed", "trimmed")
+    assert layer_states(plan(*trimmed, DropLayers(layers=[1])))[1] == LayerState("removed", "removed", "removed")
+
+
+def test_a_plan_does_not_differ_from_itself() -> None:
+    one = plan(DropLayers(layers=[2, 3]))
+    assert diff_plans(one, one) == []
+    assert diff_plans(one, plan(DropLayers(layers=[2]), DropLayers(layers=[3]))) == []
+
+
+def test_layers_that_differ_alike_are_told_together() -> None:
+    found = diff_plans(plan(DropLayers(layers=[1, 2, 5])), plan(DropLayers(layers=[5, 6])))
+    assert found == [Difference("1-2", "removed", "kept"), Difference("6", "kept", "removed")]
+
+
+def test_the_trimmed_and_the_folded_are_told_apart() -> None:
+    first = plan(Fold(layer=1, tensor="t"), DropSublayer(layer=2, which="mlp"))
+    second = plan(Keep(axis="layers.1.mlp.hidden", units=[0]))
+    assert diff_plans(first, second) == [
+        Difference("1", "folded", "kept, mlp trimmed"),
+        Difference("2", "kept, mlp removed", "kept"),
+    ]
+
+
+def test_different_units_of_one_axis_are_a_difference() -> None:
+    first, second = (plan(Keep(axis="layers.1.mlp.hidden", units=units)) for units in (range(10), range(20)))
+    assert diff_plans(first, second) != []
