@@ -114,15 +114,16 @@ def test_paths_are_shown_as_they_would_be_typed(tmp_path: Path, monkeypatch: pyt
 
 
 def test_bars_of_a_table_show_small_values_beside_large_ones() -> None:
-    drawn, log = tables.bars([1.0, 0.001, None, 0.0], 10)
-    assert log
+    values = [1.0, 0.001, None, 0.0]
+    assert tables.wants_log(values)
+    drawn = tables.bars(values, 10, log=True)
     assert len(drawn[0]) == 10
     assert drawn[1]
     assert drawn[2:] == ["", ""]
-    drawn, log = tables.bars([1.0, 0.5], 10)
-    assert not log
-    assert (len(drawn[0]), len(drawn[1])) == (10, 5)
-    assert tables.bars([None, 0.0], 10) == (["", ""], False)
+    assert not tables.wants_log([1.0, 0.5])
+    assert [len(bar) for bar in tables.bars([1.0, 0.5], 10, log=False)] == [10, 5]
+    assert not tables.wants_log([None, 0.0])
+    assert tables.bars([None, 0.0], 10, log=True) == ["", ""]
 
 
 def test_budgets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import cache
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sned.plans.ops import Keep
 KINDS = ("attn.group", "mlp.hidden")
 
 
+@cache
 def axes_of(name: str) -> dict[str, int]:
     return {kind: axis.size for kind in KINDS if (axis := View(make_model(name)).geometry.axes.get(f"layers.0.{kind}"))}
 

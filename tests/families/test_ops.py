@@ -93,6 +93,15 @@ def test_a_layer_without_both_sublayers_is_no_layer(name: str, layer: int) -> No
     assert_same_logits(emptied, applied(name, DropLayers(layers=[layer])))
 
 
+@every_dense_family
+@pytest.mark.parametrize("layer", ENDS)
+def test_bypassing_both_sublayers_is_dropping_the_layer(name: str, layer: int) -> None:
+    view = View(make_model(name))
+    attn, mlp = (DropSublayer(layer=layer, which=which) for which in ("attn", "mlp"))
+    with attn.trial(view, TENSORS), mlp.trial(view, TENSORS):
+        assert_same_logits(swept(view), applied(name, DropLayers(layers=[layer])))
+
+
 @every_family
 def test_idle_layers_can_go(name: str) -> None:
     model = idle_layers(make_model(name), [1, 3])

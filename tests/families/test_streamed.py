@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kit.compare import assert_same_logits, logits, swept
-from kit.planted import MemorySource, streamed_view
+from kit.planted import MemorySource, layers_of, streamed_view
 from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model, tokens
 
 from sned.models.view import View
@@ -117,7 +117,7 @@ def test_each_layer_is_read_once_per_chunk(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sweeps, "BATCH_TOKENS", 24)
     monkeypatch.setattr(sweeps, "STREAM_CHUNK_TOKENS", 72)
     source, model = MemorySource(make_model("llama")), make_model("llama")
-    for layer in View(model).layers.values():
+    for layer in layers_of(model):
         layer.to("meta")
     view = View(model, source=source)
     sweep = Sweep(view)

@@ -9,12 +9,19 @@ import torch
 from kit.tiny import VOCAB, make_model
 from sned.canon import sample_indices
 from sned.data.tokens import Tokens
+from sned.models.families import FAMILIES
 from sned.models.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from torch import nn
     from transformers import PreTrainedModel
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the decoder layers of a model."""
+    return model.get_submodule(FAMILIES[model.config.model_type].layers)
 
 
 def idle_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
@@ -24,11 +31,10 @@ def idle_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedMode
 
 def quiet_layers(model: PreTrainedModel, layers: Iterable[int], scale: float = 0.1) -> PreTrainedModel:
     """Let some layers add little to the stream: scale what writes to it."""
-    view = View(model)
-    outs = {view.family.o, view.family.down}
+    row, stack = FAMILIES[model.config.model_type], layers_of(model)
     for i in layers:
-        for name, param in view.layer(i).named_parameters():
-            if outs & set(name.split(".")):
+        for name, param in stack[i].named_parameters():
+            if {row.o, row.down} & set(name.split(".")):
                 param.data.mul_(scale)
     return model
 
@@ -38,12 +44,11 @@ def quiet_but_vital_layer(model: PreTrainedModel, layer: int) -> PreTrainedModel
 
     That layer turns the stream least of all, and without it nothing is left to say.
     """
-    view = View(model)
-    read = torch.zeros(view.geometry.hidden, 1)
+    read = torch.zeros(model.config.hidden_size, 1)
     read[:8] = 1.0
     model.get_input_embeddings().weight.data *= 1 - read.T
     model.get_output_embeddings().weight.data *= 20 * read.T
-    for i, block in view.layers.items():
+    for i, block in enumerate(layers_of(model)):
         writes = 0.05 * read if i == layer else 1 - read
         block.self_attn.o_proj.weight.data *= writes
         block.mlp.down_proj.weight.data *= writes
@@ -63,7 +68,7 @@ def dead_units(model: PreTrainedModel, axis: str, units: Sequence[int]) -> PreTr
 
 
 @torch.no_grad()
-def spoken_by(model: PreTrainedModel, windows: int = 40, length: int = 16) -> Tokens:
+def spoken_by(model: PreTrainedModel, windows: int = 48, length: int = 12) -> Tokens:
     """Return tokens drawn from a model's own distribution, on which no other model has a lower expected loss."""
     generator = torch.Generator().manual_seed(6)
     ids = torch.randint(3, VOCAB, (windows, 1), generator=generator)
@@ -77,7 +82,7 @@ class MemorySource:
     """Supplies the layers of a model that stays in memory, and counts how often each is read."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._layers = [dict(layer.named_parameters()) for layer in View(model).layers.values()]
+        self._layers = [dict(layer.named_parameters()) for layer in layers_of(model)]
         self.reads = [0] * len(self._layers)
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
@@ -92,6 +97,6 @@ class MemorySource:
 def streamed_view(name: str, seed: int = 0) -> View:
     """Return a view whose layers live on meta and are read from memory one at a time."""
     source, hollow = MemorySource(make_model(name, seed)), make_model(name, seed)
-    for layer in View(hollow).layers.values():
+    for layer in layers_of(hollow):
         layer.to("meta")
     return View(hollow, source=source)

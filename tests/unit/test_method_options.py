@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -13,9 +13,6 @@ from sned.plans.ops import DropLayers, Op
 from sned.registry import did_you_mean
 from sned.runtime.context import Context
 from sned.runtime.method import Method, all_methods, find_method
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator as Ops
 
 BUILT_IN = {"deepest", "random", "replaceme", "shortgpt", "uidl"}
 
@@ -64,7 +61,7 @@ class TestSignature:
         """Many import what they use in annotations for the type checker alone."""
 
         @sned.method(paper="", prunes="depth")
-        def lean(ctx: Lean, *, layers: Lean, strength: float = 0.5) -> Ops[Op]:  # noqa: F821
+        def lean(ctx: Lean, *, layers: Lean, strength: float = 0.5) -> Iterator[Op]:  # noqa: F821
             """Do little."""
             yield DropLayers(layers=range(layers))
 

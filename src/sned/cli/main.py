@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-import sned
+from sned import __version__
 from sned.cli import measure, prune, read
 from sned.cli.flags import MethodCommand
 from sned.cli.terminal import Terminal, prepare_streams
@@ -56,7 +56,7 @@ _register(read.report, "report", _MEASURE, read.REPORT_EXAMPLES)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"sned {sned.__version__}")
+        typer.echo(f"sned {__version__}")
         raise typer.Exit
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from sned.cli.tables import bars, facts, table
+from sned.cli.tables import bars, facts, table, wants_log
 from sned.report import numbers
 from sned.report.facts import rows, span
 
@@ -23,7 +23,7 @@ _PARTS = {"mlp": "MLP", "head": "output head"}
 
 def inspected(found: Mapping[str, Any]) -> list[RenderableType]:
     """Return the facts about a model."""
-    sizes, memory = found["sizes"], found["memory_bytes"]
+    sizes = found["sizes"]
     mlp = " or ".join(f"{size:,}" for size in sizes["mlp"][:4]) or "experts"
     heads = f"{sizes['heads']} heads in {sizes['kv_groups']} KV groups, {sizes['head_dim']} wide"
     identity = [
@@ -35,13 +35,9 @@ def inspected(found: Mapping[str, Any]) -> list[RenderableType]:
         ("Attention", heads),
         ("MLP", mlp),
         ("Vocabulary", f"{sizes['vocabulary']:,}"),
-        ("Positions", "unlimited" if sizes["positions"] is None else f"{sizes['positions']:,}"),
+        ("Positions", "not stated" if sizes["positions"] is None else f"{sizes['positions']:,}"),
         ("Weights", f"{found['dtype']}, {numbers.scaled(found['bytes_on_disk'], 'B')} on disk"),
-        (
-            "To plan",
-            f"about {numbers.scaled(memory['loaded'], 'B')} of memory beside torch itself; "
-            f"{numbers.scaled(memory['streamed'], 'B')} with --stream on",
-        ),
+        ("To plan", _memory(found["memory_bytes"])),
     ]
     cuts = [
         (row["what"], Text("yes", "green") if row["possible"] else Text("no", "red"), row["note"])
@@ -53,12 +49,9 @@ def inspected(found: Mapping[str, Any]) -> list[RenderableType]:
 def scanned(found: Mapping[str, Any]) -> list[RenderableType]:
     """Return the importance of every part, and the nearest cuts."""
     model, text, layers = found["model"], found["calibration"], found["layers"]
-    columns, cells, log = ("influence", "attention", "mlp"), [], False
-    for name in columns:
-        values = [layer[name] for layer in layers]
-        drawn, scaled = bars(values, _BAR)
-        log = log or scaled
-        cells.append([_score(value, bar) for value, bar in zip(values, drawn, strict=True)])
+    columns = [[layer[name] for layer in layers] for name in ("influence", "attention", "mlp")]
+    log = any(wants_log(values) for values in columns)
+    cells = [map(_score, values, bars(values, _BAR, log=log)) for values in columns]
     relative = ["–" if layer["relative"] is None else numbers.decimal(layer["relative"], 2) for layer in layers]
     named = [str(layer["layer"]) for layer in layers]
     lines = list(zip(named, *cells, relative, strict=True))
@@ -84,9 +77,10 @@ def measured(report: Report, model: str, against: str | None) -> list[Renderable
     """Return what was measured of a model, beside another one if there is one."""
     shown = [row for row in rows(report) if row.section != "Size" or against is not None or report.speed]
     if against is None:
-        body = table(("", model), [(row.label, row.pruned or row.dense) for row in shown])
+        body = table(("", *_short(model)), [(row.label, row.pruned or row.dense) for row in shown])
     else:
-        body = table(("", against, model, "change"), [(r.label, r.dense, r.pruned, r.change) for r in shown])
+        names = _short(against, model)
+        body = table(("", *names, "change"), [(r.label, r.dense, r.pruned, r.change) for r in shown])
     remarks: list[RenderableType] = []
     if report.quality:
         text = report.quality.protocol
@@ -95,6 +89,12 @@ def measured(report: Report, model: str, against: str | None) -> list[Renderable
     if report.speed and report.speed.protocol:
         remarks.append(f"Measured with {report.speed.protocol}")
     return [body, "", *remarks]
+
+
+def _memory(needed: Mapping[str, int]) -> str:
+    text = f"about {numbers.scaled(needed['loaded'], 'B')} of memory beside torch itself"
+    saving = needed["streamed"] < needed["loaded"]
+    return f"{text}; {numbers.scaled(needed['streamed'], 'B')} with --stream on" if saving else text
 
 
 def _family(found: Mapping[str, Any]) -> str:
@@ -107,6 +107,12 @@ def _family(found: Mapping[str, Any]) -> str:
 
 def _quantity(value: int, unit: str) -> str:
     return numbers.scaled(value, unit) if value else "–"
+
+
+def _short(*models: str) -> list[str]:
+    """Return the last part of each path or id, unless these are alike."""
+    ends = [model.rstrip("/").rpartition("/")[2] or model for model in models]
+    return ends if len(set(ends)) == len(ends) else list(models)
 
 
 def _parts(found: Mapping[str, Any]) -> RenderableType:

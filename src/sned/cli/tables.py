@@ -53,21 +53,28 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     return made
 
 
-def bars(values: Sequence[float | None], width: int) -> tuple[list[str], bool]:
-    """Return a bar of at most `width` characters for each value, and whether the scale is logarithmic."""
-    positive = [value for value in values if value is not None and value > 0]
-    if not positive:
-        return ["" for _ in values], False
-    low, high = min(positive), max(positive)
-    log = high > LOG_FROM * low
-    floor = math.log(low) - 0.08 * (math.log(high) - math.log(low)) if log else 0.0  # the smallest is still seen
+def wants_log(values: Sequence[float | None]) -> bool:
+    """Tell whether bars of these values should be logarithmic."""
+    positive = _positive(values)
+    return bool(positive) and max(positive) > LOG_FROM * min(positive)
 
-    def length(value: float | None) -> float:
+
+def bars(values: Sequence[float | None], width: int, *, log: bool) -> list[str]:
+    """Return a bar of at most `width` characters for each value; nothing for none, and for zero."""
+    positive = _positive(values)
+    low, high = min(positive, default=1.0), max(positive, default=1.0)
+    floor = math.log(low) - 0.08 * math.log(high / low) - 0.01 if log else 0.0  # the smallest is still seen
+
+    def share(value: float | None) -> float:
         if value is None or value <= 0:
             return 0.0
         return (math.log(value) - floor) / (math.log(high) - floor) if log else value / high
 
-    return [_bar(length(value) * width) for value in values], log
+    return [_bar(share(value) * width) for value in values]
+
+
+def _positive(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and value > 0]
 
 
 def _bar(length: float) -> str:

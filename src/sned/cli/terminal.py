@@ -79,9 +79,10 @@ class Terminal:
     def _progress(self) -> Progress:
         from sned.cli.bars import Bars, Lines, Quiet
 
-        if self.quiet:
-            return Quiet(self)
-        return Bars(self) if sys.stderr.isatty() and not self.err.is_dumb_terminal else Lines(self)
+        if sys.stderr.isatty() and not self.err.is_dumb_terminal and not self.quiet:
+            return Bars(self)
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the Hub's own bars would fill a log
+        return Quiet(self) if self.quiet else Lines(self)
 
 
 def prepare_streams() -> None:

@@ -71,9 +71,8 @@ def prune(request: PruneRequest, progress: Progress) -> Report:
         )
         extra = {} if calibration is None else {"calibration": compose.of_text(calibration)}
         with atomic_folder(request.out, overwrite=request.overwrite) as folder:
-            report = write_output(
-                folder, plan, dense, pruned, session, {**heading, **extra, **judged}, name=Path(request.out).name
-            )
+            known = {**heading, **extra, **judged, "speed": measure_speed(dense, pruned, session)}
+            report = write_output(folder, plan, dense, pruned, session, known, name=Path(request.out).name)
             notes = folder / "sned"
             _write_recipe(request, notes / "recipe.yaml")
             if calibration is not None:
@@ -175,7 +174,7 @@ def write_output(
     report = compose.build(
         known,
         compose.of_plan(plan),
-        {"verify": compose.of_verification(verification), "speed": measure_speed(dense, pruned, session)},
+        {"verify": compose.of_verification(verification)},
         {"bytes_on_disk": {"dense": compose.weight_bytes(dense.folder), "pruned": compose.weight_bytes(folder)}},
         {"cost": compose.of_cost(session), "warnings": session.progress.warnings},
     )

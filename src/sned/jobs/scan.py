@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sned
+from sned import __version__
 from sned.checkpoint.folders import atomic_folder
 from sned.jobs import compose
 from sned.jobs.session import Recorder, Session, open_model, read_text
@@ -49,7 +49,7 @@ def scan(load: LoadRequest, calibration: TextRequest, seed: int, progress: Progr
     mark = view.fingerprint
     return {
         "schema": SCHEMA,
-        "sned": sned.__version__,
+        "sned": __version__,
         "model": {
             "source": model.source,
             "family": mark.model_type,

@@ -68,14 +68,24 @@ class Context:
         return self.tokens
 
     def collect(self, *statistics: Statistic[Any], windows: int | None = None, label: str = "calibrate") -> list[Any]:
-        """Run the calibration tokens (or their first windows) once, and return the results of all statistics."""
+        """Return the results of all statistics over the calibration tokens, or over their first windows.
+
+        One pass serves all those that are not in the journal yet, whichever method asked for them.
+        """
         tokens = self.calibration if windows is None else self.calibration.take(windows)
-        key = [*self._state(tokens), [s.key for s in statistics]]
-        if (kept := self.journal.load_tensors("statistics", key)) is not None:
-            _load_sums(statistics, kept)
-        else:
-            self._accumulate(statistics, tokens, key, label)
-            self.journal.save_tensors("statistics", key, _all_sums(statistics))
+        state = self._state(tokens)
+        missing: list[Statistic[Any]] = []
+        for statistic in statistics:
+            kept = self.journal.load_tensors("statistic", [*state, statistic.key])
+            if kept is None:
+                missing.append(statistic)
+            else:
+                statistic.sums = kept
+        if missing:
+            key = [*state, [s.key for s in missing]]
+            self._accumulate(missing, tokens, key, label)
+            for statistic in missing:
+                self.journal.save_tensors("statistic", [*state, statistic.key], statistic.sums)
             self.journal.forget("pass", key)
         return [s.result() for s in statistics]
 
