@@ -28,7 +28,8 @@ LAYERS = (
     {"evaluation"},
     {"methods"},
     {"report"},
-    {"job", "jobs"},
+    {"jobs"},
+    {"api"},
     {"cli", "__main__"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -169,11 +169,12 @@ class TestDeficientStates:
         assert torch.isfinite(fit.matrix).all()
         assert math.isfinite(fit.condition)
 
+    @every_structure
     @pytest.mark.parametrize(("hidden", "tokens", "rank"), [(64, 40, 40), (64, 2000, 40), (256, 4000, 100)])
-    def test_the_rank_is_that_of_the_states_although_products_are_float32(
-        self, hidden: int, tokens: int, rank: int
+    def test_rounding_does_not_pass_for_a_direction_that_was_seen(
+        self, hidden: int, tokens: int, rank: int, structure: Structure
     ) -> None:
-        """What rounding adds to the sums must not pass for a direction that was seen."""
+        """The products behind the sums are formed in float32."""
         generator = torch.Generator().manual_seed(0)
         basis = torch.randn(rank, hidden, generator=generator)
         statistic = CutMoments(0, 1, 2, hidden)
@@ -181,7 +182,7 @@ class TestDeficientStates:
             added = torch.randn(1, tokens // 4, rank, generator=generator) @ basis
             start = torch.randn(1, tokens // 4, hidden, generator=generator)
             statistic.update(added, start, start + 0.1 * torch.randn(start.shape, generator=generator))
-        fit = fit_closed(statistic.result())
+        fit = fit_closed(statistic.result(), structure=structure)
         assert fit.rank == rank
         assert fit.matrix.abs().max() < 10
 

@@ -106,7 +106,7 @@ class TestParse:
             ({"strenght": 1}, ["sample has no option 'strenght'", "did you mean strength?", "`sned methods sample`"]),
             ({"strength": "strong"}, ["strength='strong'"]),
             ({"shape": "oval"}, ["shape='oval'", "'round' or 'square'"]),
-            ({"limit": "2.5"}, ["limit=2.5"]),
+            ({"limit": "2.5"}, ["limit=", "2.5"]),
             ({"fast": "perhaps"}, ["fast='perhaps'"]),
             ({"strength": "x", "limit": "y"}, ["strength='x'", "limit='y'"]),
             ({"one": 1, "two": 2}, ["'one'", "'two'"]),

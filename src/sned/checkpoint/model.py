@@ -181,7 +181,7 @@ def _config(folder: Path) -> PretrainedConfig:
     except (ValueError, KeyError, OSError, AttributeError) as error:
         raise UnsupportedModelError(
             f"{folder}/config.json: transformers knows no model type {kind!r}: {_first_line(error)}",
-            hint="`sned inspect MODEL` works with every causal language model that transformers itself can load",
+            hint="a newer transformers may know it: pip install -U transformers",
         ) from error
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sned.checkpoint.folders import atomic_folder, check_output
 from sned.jobs import compose
 from sned.jobs.prune import write_output
-from sned.jobs.session import Recorder, Session, open_model
+from sned.jobs.session import Recorder, Session, open_model, spare_source
 from sned.models.count import count
 from sned.plans.store import load_plan
 
@@ -30,6 +30,7 @@ def apply(load: LoadRequest, plan: Path, out: Path, *, overwrite: bool, command:
     check_output(out, overwrite=overwrite)
     made = load_plan(plan)
     dense = open_model(load, session)
+    spare_source(dense, out)
     pruned = dense.with_view(dense.view.fork())
     with session.phase("apply"):
         made.apply(pruned.view)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-import sned
+from sned import __version__
 from sned.canon import digest, format_span
 from sned.models.count import Counts, count
 from sned.plans.diff import layer_states
@@ -37,7 +37,7 @@ def heading(
     mark = view.fingerprint
     return {
         "schema": 1,
-        "sned": sned.__version__,
+        "sned": __version__,
         "command": command,
         "method": method,
         "options": options,

@@ -22,7 +22,7 @@ from sned.jobs.plan import memory_needed
 from sned.jobs.session import Recorder, Session, open_model
 from sned.models.count import count, layer_kv_values
 from sned.models.families import FAMILIES
-from sned.models.infer import describe
+from sned.models.infer import UNEVEN, describe
 from sned.models.view import View
 
 if TYPE_CHECKING:
@@ -43,23 +43,15 @@ def inspect(load: LoadRequest, progress: Progress) -> dict[str, Any]:
     """
     folder, view = _open(load, Session(Recorder(progress)))
     geometry, totals = view.geometry, count(view)
+    kind = geometry.model_type.removeprefix(UNEVEN)
     return {
         "model": load.model,
         "folder": str(folder),
         "model_type": geometry.model_type,
-        "family": {"known": geometry.model_type in FAMILIES, "row": describe(geometry.model_type, view.family)},
+        "family": {"known": kind in FAMILIES, "row": describe(kind, view.family)},
         "dtype": str(view.dtype).removeprefix("torch."),
         "bytes_on_disk": ShardReader(folder).total_bytes,
-        "sizes": {
-            "layers": geometry.n_layers,
-            "hidden": geometry.hidden,
-            "heads": geometry.n_heads,
-            "kv_groups": geometry.n_kv_groups,
-            "head_dim": geometry.head_dim,
-            "mlp": sorted({axis.size for axis in geometry.axes.values() if axis.kind == "mlp.hidden"}),
-            "vocabulary": geometry.vocab,
-            "positions": getattr(view.model.config, "max_position_embeddings", None),
-        },
+        "sizes": _sizes(view),
         "total": {
             "params": totals.params,
             "body_params": totals.body_params,
@@ -72,6 +64,20 @@ def inspect(load: LoadRequest, progress: Progress) -> dict[str, Any]:
             "loaded": memory_needed(view, streamed=False),
             "streamed": memory_needed(view, streamed=True),
         },
+    }
+
+
+def _sizes(view: View) -> dict[str, Any]:
+    geometry = view.geometry
+    return {
+        "layers": geometry.n_layers,
+        "hidden": geometry.hidden,
+        "heads": geometry.n_heads,
+        "kv_groups": geometry.n_kv_groups,
+        "head_dim": geometry.head_dim,
+        "mlp": sorted({axis.size for axis in geometry.axes.values() if axis.kind == "mlp.hidden"}),
+        "vocabulary": geometry.vocab,
+        "positions": getattr(view.model.config, "max_position_embeddings", None),
     }
 
 

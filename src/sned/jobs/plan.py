@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from sned.checkpoint.folders import atomic_folder, check_output
-from sned.jobs.session import Recorder, Session, job_facts, open_model, read_text, unfinished_work
+from sned.jobs.session import Recorder, Session, job_facts, open_model, read_text, spare_source, unfinished_work
 from sned.plans.budget import layers_to_remove
 from sned.plans.store import save_plan
 from sned.runtime.method import Method, find_method
@@ -34,6 +34,7 @@ def plan(request: PlanRequest, progress: Progress) -> Plan:
     session = Session(Recorder(progress))
     method, options = validate(request)
     model = open_model(request.load, session)
+    spare_source(model, request.out)
     calibration = calibrate(request, method, model, session)
     with unfinished_work(request, job_facts(request, model, calibration, options)) as journal:
         made = run_method(request, method, model.view, calibration, journal, session, source=model.source)

@@ -26,6 +26,7 @@ from sned.jobs.session import (
     job_facts,
     open_model,
     read_text,
+    spare_source,
     unfinished_work,
 )
 from sned.models.count import count
@@ -53,6 +54,7 @@ def prune(request: PruneRequest, progress: Progress) -> Report:
     for name in request.baselines:
         find_method(name)
     dense = open_model(request.load, session)
+    spare_source(dense, request.out)
     calibration = calibrate(request, method, dense, session)
     evaluation = read_text(dense, request.evaluation, seed=request.seed, evaluation=True)
     check_disjoint(calibration, evaluation, session, allow=request.allow_overlap)

@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import sned
+from sned import __version__
 from sned.canon import digest
 from sned.checkpoint.model import Model, load
 from sned.data.overlap import require_disjoint
 from sned.data.tokens import Tokens
-from sned.errors import ConfigError
+from sned.errors import CheckpointError, ConfigError
 from sned.progress import Progress
 from sned.runtime.journal import Journal
 from sned.runtime.sweep import Cost
@@ -96,6 +96,18 @@ def open_model(request: LoadRequest, session: Session) -> Model:
         )
 
 
+def spare_source(model: Model, out: Path) -> None:
+    """Refuse to write a result over the model it is made from.
+
+    Raises:
+        CheckpointError: the two are the same folder.
+    """
+    if out.expanduser().resolve() == model.folder.resolve():
+        raise CheckpointError(
+            f"{out} is the model itself; replacing it would destroy what is being pruned.", hint="choose another --out"
+        )
+
+
 def read_text(model: Model, text: TextRequest, *, seed: int, evaluation: bool = False) -> Tokens:
     """Tokenise what a request asks for; sequences never exceed the model's positions.
 
@@ -140,7 +152,7 @@ def unfinished_work(request: PlanRequest, facts: dict[str, Any]) -> Iterator[Jou
     folder = out.with_name(f".{out.name}.work")
     if folder.exists() and not request.resume:
         shutil.rmtree(folder)
-    known = {"sned": sned.__version__, **facts}
+    known = {"sned": __version__, **facts}
     record = folder / "job.json"
     if record.exists():
         _require_same(json.loads(record.read_text()), known, folder)
