@@ -6,8 +6,9 @@ import statistics
 import time
 from typing import Any
 
-import sned
 import torch
+
+import sned
 from sned.plans.budget import Budget
 from sned.runtime.method import find_method
 from sned.runtime.planner import make_plan
@@ -28,9 +29,7 @@ def measure() -> dict[str, Any]:
         body = _forward(hf.base_model, tokens.ids)
         start = time.perf_counter()
         cost = Cost()
-        make_plan(
-            model.view.fork(), find_method("replaceme"), tokens, Budget(layers=6), {"probe": 0}, cost=cost
-        )
+        make_plan(model.view.fork(), find_method("replaceme"), tokens, Budget(layers=6), {"probe": 0}, cost=cost)
         seconds = time.perf_counter() - start
         ratios["full_forward"].append(seconds / bare)
         ratios["body_forward"].append(seconds / body)

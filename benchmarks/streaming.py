@@ -49,11 +49,12 @@ def _child(folder: str, mode: str) -> dict[str, Any]:
 def _plan(folder: str, mode: str) -> dict[str, Any]:
     import time
 
+    from transformers import LlamaForCausalLM  # noqa: F401 - its memory belongs to the baseline
+
     import sned
     from sned.jobs.compose import peak_rss_bytes
     from sned.jobs.plan import memory_needed
     from sned.methods.replaceme import replaceme
-    from transformers import LlamaForCausalLM  # noqa: F401 - its memory belongs to the baseline
 
     before = peak_rss_bytes()
     model = sned.load(folder, stream=mode)

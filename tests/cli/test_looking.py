@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from kit.planted import idle_layers
 from kit.tiny import DENSE_NAMES, FAMILY_NAMES, LAYERS, family_of, make_model, make_tokenizer, save_model_folder
 
@@ -38,6 +39,16 @@ def test_the_parts_add_up_to_the_whole(name: str) -> None:
     assert sum(part["kv_bytes_per_token"] for part in parts.values()) == whole.kv_bytes_per_token
     assert "other" not in parts, "every parameter of a known family belongs to a named part"
     assert all(parts[part]["params"] > 0 for part in ("embeddings", "attention", "mlp", "norms"))
+
+
+def test_the_parts_of_a_pruned_model_add_up() -> None:
+    view = View(make_model("gemma2"))
+    surgery.replace_with_linear(view, [1, 2], torch.eye(32))
+    surgery.drop_sublayer(view, 3, "attn")
+    whole, parts = count(view), inspections.parts(view)
+    for name in ("params", "flops_per_token", "kv_bytes_per_token"):
+        assert sum(part[name] for part in parts.values()) == getattr(whole, name)
+    assert parts["other"]["params"] == 32 * 32
 
 
 @pytest.mark.parametrize("name", DENSE_NAMES)

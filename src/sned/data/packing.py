@@ -18,6 +18,7 @@ from sned.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
     from transformers import PreTrainedTokenizerBase
 
 # A blank line between documents. It is tokenised with the document before it, as it would be in running text.

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
-from typing import Literal, get_args, TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sned.data import builtin, readers
 from sned.errors import ConfigError

@@ -132,7 +132,7 @@ def prunable(view: View) -> list[dict[str, Any]]:
         _row(
             "linear map folded into an MLP",
             bool(foldable),
-            folding + ("; a linear layer of its own stands in there" if folding else ""),
+            folding + ("; a linear layer of its own is used instead" if folding else ""),
         ),
         _row("attention of single layers", True, ""),
         _row("MLP of single layers", not family.experts, experts if family.experts else ""),

@@ -65,6 +65,12 @@ class Method:
         """Whether the budget is a number of layers."""
         return "layers" in inspect.signature(self.run).parameters
 
+    @property
+    def default_layers(self) -> int | None:
+        """The number of layers that the signature proposes, if any."""
+        default = inspect.signature(self.run).parameters["layers"].default if self.takes_layers else None
+        return default if isinstance(default, int) else None
+
     def parse(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return all options, typed, from what the user gave: values, or their text as on a command line.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sned.errors import ConfigError
 from sned.models.count import count
-from sned.plans.budget import layers_to_remove
+from sned.plans.budget import Budget, layers_to_remove
 from sned.plans.plan import Base, Plan, Size, Stage, used_tensors
 from sned.progress import SILENT, Progress
 from sned.runtime.context import Context
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from sned.data.tokens import Tokens
     from sned.models.view import View
-    from sned.plans.budget import Budget
     from sned.runtime.method import Method
     from sned.runtime.sweep import Cost
 
@@ -50,6 +49,8 @@ def make_plan(
     parsed = method.parse(options or {})
     if not method.takes_layers:
         raise ConfigError(f"{method.name} takes no budget of layers")
+    if budget.layers is None and budget.remove is None and method.default_layers is not None:
+        budget = Budget(layers=method.default_layers)
     n_layers = layers_to_remove(budget, view.geometry, removable(view, parsed))
     base, dense = Base.of(view, source), Size.of(count(view))
     context = Context(view, tokens, budget, seed, journal or Journal(), progress)
