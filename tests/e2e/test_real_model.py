@@ -150,21 +150,6 @@ def test_weights_that_are_not_finite_are_named(pruned: Path, home: Path) -> None
     tensors["model.layers.3.mlp.up_proj.weight"][0, 0] = torch.nan
     save_file(tensors, sick / "model.safetensors", metadata={"format": "pt"})
     for stream in ("off", "on"):
-        done = sned(
-            "plan",
-            sick,
-            "-m",
-            "uidl",
-            "--layers",
-            "2",
-            "--calib-tokens",
-            "512",
-            "--seq-len",
-            "256",
-            "--stream",
-            stream,
-            "-o",
-            home / "x",
-            check=7,
-        )
+        few = ["--layers", "2", "--calib-tokens", "512", "--seq-len", "256"]
+        done = sned("plan", sick, "-m", "uidl", *few, "--stream", stream, "-o", home / "x", check=7)
         assert "layers.3" in done.stderr or "layer 3" in done.stderr

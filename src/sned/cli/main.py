@@ -21,6 +21,9 @@ from sned.cli.flags import MethodCommand
 from sned.cli.terminal import Terminal, prepare_streams
 from sned.errors import SnedError
 
+# Read when torch is imported, which is later. Threads that spin while they wait slow a busy machine manyfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 INTERRUPTED, USAGE, NOT_WRITTEN, FAILED = 130, 2, 8, 1
 
 app = typer.Typer(
