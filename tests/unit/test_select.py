@@ -32,28 +32,28 @@ class TestLowest:
 
 class TestRankedCuts:
     def test_the_nearest_ends_come_first(self) -> None:
-        assert ranked_cuts(line(5, 3, 1, 1, 4), 2, first=1, last=5) == [(2, 4), (1, 3), (3, 5)]
+        assert ranked_cuts(line(5, 3, 1, 1, 4), 2, range(1, 6)) == [(2, 4), (1, 3), (3, 5)]
 
     def test_cuts_stay_within_bounds(self) -> None:
-        assert ranked_cuts(line(1, 1, 1, 1, 1), 2, first=1, last=4) == [(1, 3), (2, 4)]
-        assert ranked_cuts(line(1, 1, 1), 3, first=0, last=3) == [(0, 3)]
+        assert ranked_cuts(line(1, 1, 1, 1, 1), 2, range(1, 5)) == [(1, 3), (2, 4)]
+        assert ranked_cuts(line(1, 1, 1), 3, range(4)) == [(0, 3)]
 
     def test_there_may_be_none(self) -> None:
-        assert ranked_cuts(line(1, 1, 1), 3, first=1, last=3) == []
+        assert ranked_cuts(line(1, 1, 1), 3, range(1, 4)) == []
 
     def test_ties_go_to_the_first(self) -> None:
         triangle = [[0.0] * 6 for _ in range(6)]
-        assert ranked_cuts(triangle, 1, first=1, last=5) == [(1, 2), (2, 3), (3, 4), (4, 5)]
+        assert ranked_cuts(triangle, 1, range(1, 6)) == [(1, 2), (2, 3), (3, 4), (4, 5)]
 
     def test_what_is_taken_is_avoided_but_may_be_touched(self) -> None:
-        got = ranked_cuts(line(9, 1, 2, 3, 4, 5, 9), 2, first=1, last=6, taken=[(2, 4)])
+        got = ranked_cuts(line(9, 1, 2, 3, 4, 5, 9), 2, range(1, 7), taken=[(2, 4)])
         assert got == [(4, 6)]
 
     @pytest.mark.parametrize("n", [1, 2, 3])
     def test_the_first_is_the_best_of_all(self, n: int) -> None:
         triangle = torch.rand(9, 9, generator=torch.Generator().manual_seed(n)).tolist()
         best = min(((s, s + n) for s in range(1, 8 - n + 1)), key=lambda cut: triangle[cut[0]][cut[1]])
-        assert ranked_cuts(triangle, n, first=1, last=8)[0] == best
+        assert ranked_cuts(triangle, n, range(1, 9))[0] == best
 
 
 class TestFuse:

@@ -20,7 +20,7 @@ from sned.checkpoint.shards import ShardReader
 from sned.errors import UnsupportedModelError
 from sned.jobs.plan import memory_needed
 from sned.jobs.session import Recorder, Session, open_model
-from sned.models.count import count, layer_kv_values
+from sned.models.count import count, head_flops, layer_kv_values
 from sned.models.families import FAMILIES
 from sned.models.infer import UNEVEN, describe
 from sned.models.view import View
@@ -99,7 +99,7 @@ def parts(view: View) -> dict[str, dict[str, int]]:
                 seen.add(id(param))
                 part = "head" if module is head else "embeddings" if isinstance(module, nn.Embedding) else None
                 found[part or ("norms" if param.dim() == 1 else "other")]["params"] += param.numel()
-    found["head"]["flops_per_token"] = 2 * view.geometry.head_params
+    found["head"]["flops_per_token"] = head_flops(view)
     return {part: sizes for part, sizes in found.items() if any(sizes.values())}
 
 

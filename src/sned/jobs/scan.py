@@ -77,7 +77,7 @@ def best_cuts(angular: Sequence[Sequence[float]], depth: int) -> list[dict[str, 
     """
     found = []
     for n in range(1, depth - 1):
-        start, end = ranked_cuts(angular, n, first=1, last=depth - 1)[0]
+        start, end = ranked_cuts(angular, n, range(1, depth))[0]
         found.append({"layers": n, "start": start, "end": end, "distance": angular[start][end]})
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sned.plans.ops import DropLayers, Op
 from sned.runtime.context import Context
-from sned.runtime.depth import layer_range
+from sned.runtime.depth import boundaries
 from sned.runtime.method import method
 
 
@@ -18,5 +18,5 @@ from sned.runtime.method import method
 )
 def deepest(ctx: Context, *, layers: int) -> Iterator[Op]:
     """Drop the deepest layers except the last one; the paper heals afterwards, and must."""
-    _, last = layer_range(ctx, 1, None)
-    yield DropLayers(layers=tuple(range(last - layers, last)))
+    *candidates, _ = boundaries(ctx, 1, None)
+    yield DropLayers(layers=tuple(candidates[-layers:]))

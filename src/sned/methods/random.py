@@ -8,13 +8,13 @@ import torch
 
 from sned.plans.ops import DropLayers, Op
 from sned.runtime.context import Context
-from sned.runtime.depth import layer_range
+from sned.runtime.depth import boundaries
 from sned.runtime.method import method
 
 
 @method(paper="", prunes="depth", title="Random layers (baseline)", needs_tokens=False)
 def random(ctx: Context, *, layers: int) -> Iterator[Op]:
     """Drop layers drawn uniformly by the seed; the first and the last stay."""
-    first, last = layer_range(ctx, 1, None)
-    drawn = torch.randperm(last - first, generator=ctx.generator)[:layers]
-    yield DropLayers(layers=tuple(first + int(i) for i in drawn))
+    *candidates, _ = boundaries(ctx, 1, None)
+    drawn = torch.randperm(len(candidates), generator=ctx.generator)[:layers]
+    yield DropLayers(layers=tuple(candidates[int(i)] for i in drawn))

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from sned.errors import ConfigError
 from sned.plans.ops import DropLayers, Fold, Op, Replace
 from sned.runtime.context import Context
-from sned.runtime.depth import check_span, distances, explain, layer_range, measure_distances
+from sned.runtime.depth import boundaries, check_span, distances, explain, layers_of, measure_distances
 from sned.runtime.method import method
 from sned.runtime.statistics import CutMoments, Positions, cut_problem
 from sned.score.linear_map import (
@@ -42,22 +43,26 @@ def replaceme(
     layers: int,
     estimator: Annotated[Literal["lstsq", "cosine", "mse"], "closed form, or Adam on a loss"] = "lstsq",
     structure: Annotated[Structure, "shape of the map"] = "full",
-    ridge: Annotated[float | None, "relative strength of the ridge; default: 0, or 1 when tokens are few"] = None,
+    ridge: Annotated[
+        float | None, Field(ge=0), "relative strength of the ridge; default: 0, or 1 when tokens are few"
+    ] = None,
     ridge_target: Annotated[
         Literal["identity", "zero"], "what a strong ridge tends to; zero as published"
     ] = "identity",
-    maps: Annotated[int, "number of cuts, each with a map; touching ones are joined"] = 1,
+    maps: Annotated[int, Field(ge=1), "number of cuts, each with a map; touching ones are joined"] = 1,
     standalone: Annotated[bool, "a linear layer of its own instead of a fold"] = False,
-    probe: Annotated[int, "best cuts by distance whose loss is measured before choosing; 0 or 1: none"] = 3,
+    probe: Annotated[
+        int, Field(ge=0), "best cuts by distance whose loss is measured before choosing; 0 or 1: none"
+    ] = 3,
     positions: Annotated[Positions, "tokens that count in distances: all, or the last of each window"] = "all",
     span: Annotated[str | None, "cut these layers instead of choosing, such as 13:19 for 13 to 18"] = None,
     min_start: Annotated[int, "first layer that may go"] = 1,
     max_end: Annotated[int | None, "end (excluded) of the layers that may go; default: all but the last"] = None,
     accurate: Annotated[bool, "cosine: compare with the whole stream (eq. 7) instead of the update (eq. 8)"] = False,
-    l1: Annotated[float, "cosine and mse: penalty on the absolute entries of the map"] = 0.0,
-    l2: Annotated[float, "cosine and mse: penalty on the squared entries of the map"] = 0.0,
-    lr: Annotated[float, "cosine and mse: learning rate of Adam"] = 1e-4,
-    epochs: Annotated[int, "cosine and mse: passes over the states"] = 10,
+    l1: Annotated[float, Field(ge=0), "cosine and mse: penalty on the absolute entries of the map"] = 0.0,
+    l2: Annotated[float, Field(ge=0), "cosine and mse: penalty on the squared entries of the map"] = 0.0,
+    lr: Annotated[float, Field(gt=0), "cosine and mse: learning rate of Adam"] = 1e-4,
+    epochs: Annotated[int, Field(ge=1), "cosine and mse: passes over the states"] = 10,
 ) -> Iterator[Op]:
     """Cut a run of layers and fold one linear map, fitted on calibration text, into the MLP before it.
 
@@ -66,11 +71,13 @@ def replaceme(
     where a norm or experts follow the MLP, the map becomes a linear layer of its own (appendix A.9). The best
     cuts by distance are tried, with their maps, before one is chosen: the distance alone can pick a catastrophe.
     """
+    if maps > layers:
+        raise ConfigError(f"maps={maps} cuts need as many layers, but the budget is {layers}", hint="lower --set maps")
     iterative = AdamOptions("mse" if estimator == "mse" else "cosine", structure, epochs, lr=lr, l1=l1, l2=l2)
     if estimator == "lstsq" and (l1 or l2):
         raise ConfigError("l1 and l2 need the cosine or mse estimator", hint="for lstsq, use ridge")
     maker = _MapMaker(ctx, None if estimator == "lstsq" else iterative, structure, ridge, ridge_target, accurate)
-    chooser = _Chooser(ctx, maker, positions, standalone, max(1, probe), layer_range(ctx, min_start, max_end))
+    chooser = _Chooser(ctx, maker, positions, standalone, max(1, probe), boundaries(ctx, min_start, max_end))
     cuts = [check_span(ctx, span, layers)] if span else chooser.choose(split_evenly(layers, maps))
     fused = fuse(cuts)
     for number, cut in enumerate(fused):
@@ -127,8 +134,10 @@ class _MapMaker:
         held: list[tuple[torch.Tensor, ...]] = []
         for activations in self.ctx.stream(*problem.sites):
             states, target = cut_problem(activations, standalone=problem.standalone)
-            offset = activations[1].flatten(0, 1).float() - states
-            parts = (states, target + offset, offset) if self.accurate else (states, target)
+            parts: tuple[torch.Tensor, ...] = (states, target)
+            if self.accurate and not problem.standalone:  # a layer of its own makes the whole stream anyway
+                offset = activations[1].flatten(0, 1).float() - states
+                parts = (states, target + offset, offset)
             held.append(tuple(part.to(torch.bfloat16).cpu() for part in parts))
         states, target, *offset = (torch.cat(parts) for parts in zip(*held, strict=True))
         return fit_adam(states, target, options, generator=self.ctx.generator, offset=offset[0] if offset else None)
@@ -144,7 +153,7 @@ class _Chooser:
         positions: Positions,
         standalone: bool,
         shortlist: int,
-        allowed: tuple[int, int],
+        allowed: list[int],
     ) -> None:
         self.ctx, self.maker = ctx, maker
         self.positions: Positions = positions
@@ -168,7 +177,8 @@ class _Chooser:
 
     def collect(self, cuts: list[Cut]) -> list[Moments]:
         """Return the moments of cuts, from one pass for those not known yet; the first pass measures all distances."""
-        problems = [self._problem(cut) for cut in cuts if cut not in self.known]
+        known = {} if self.ctx.ops else self.known  # once something is cut, the stream is another
+        problems = [self._problem(cut) for cut in cuts if cut not in known]
         if problems and self.triangle is None and not self.ctx.ops:
             triangles, *found = self.ctx.collect(distances(self.ctx, self.positions), *problems)
             self.triangle = triangles["angular"]
@@ -178,11 +188,11 @@ class _Chooser:
         fresh = {(p.cut[1], p.cut[2]): m for p, m in zip(problems, found, strict=True)}
         if not self.ctx.ops:
             self.known |= fresh
-        return [fresh.get(cut) or self.known[cut] for cut in cuts]
+        return [fresh.get(cut) or known[cut] for cut in cuts]
 
     def ops(self, cut: Cut, moments: Moments, *, final: bool = False) -> list[Op]:
         """Return the ops that cut and make up for it."""
-        problem, span = self._problem(cut), tuple(range(*cut))
+        problem, span = self._problem(cut), layers_of(self.ctx, cut)
         matrix = self.maker.fit(problem, moments, final=final)
         reference = self.ctx.put(f"map.{cut[0]}-{cut[1]}", matrix)
         if problem.standalone:
@@ -197,7 +207,7 @@ class _Chooser:
         return {"start": start, "end": end, "distance": distance, "folded": folded}
 
     def _ranked(self, triangle: list[list[float]], n: int, taken: list[Cut]) -> list[Cut]:
-        return ranked_cuts(triangle, n, first=self.allowed[0], last=self.allowed[1], taken=taken)
+        return ranked_cuts(triangle, n, self.allowed, taken)
 
     def _probe(self, cuts: list[Cut]) -> Cut:
         """Return the cut with the least loss when tried alone with its map; ties go to the least distance."""

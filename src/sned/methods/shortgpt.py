@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated
 
 from sned.plans.ops import DropLayers, Op
 from sned.runtime.context import Context
-from sned.runtime.depth import explain, layer_range, measure_distances
+from sned.runtime.depth import boundaries, explain, measure_distances
 from sned.runtime.method import method
 from sned.score.select import lowest
 
@@ -33,5 +34,5 @@ def shortgpt(
     triangles = measure_distances(ctx, "all")
     explain(ctx, triangles)
     cosine = triangles["cosine"]
-    first, last = layer_range(ctx, min_start, max_end)
-    yield DropLayers(layers=tuple(lowest({i: cosine[i][i + 1] for i in range(first, last)}, layers)))
+    steps = pairwise(boundaries(ctx, min_start, max_end))
+    yield DropLayers(layers=tuple(lowest({i: cosine[i][following] for i, following in steps}, layers)))

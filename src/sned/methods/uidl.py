@@ -7,7 +7,7 @@ from typing import Annotated
 
 from sned.plans.ops import DropLayers, Op
 from sned.runtime.context import Context
-from sned.runtime.depth import check_span, explain, layer_range, measure_distances
+from sned.runtime.depth import boundaries, check_span, explain, layers_of, measure_distances
 from sned.runtime.method import method
 from sned.runtime.statistics import Positions
 from sned.score.select import ranked_cuts
@@ -32,9 +32,8 @@ def uidl(
     triangles = measure_distances(ctx, positions)
     explain(ctx, triangles)
     if span is None:
-        first, last = layer_range(ctx, min_start, max_end)
-        start, end = ranked_cuts(triangles["angular"], layers, first=first, last=last)[0]
+        start, end = ranked_cuts(triangles["angular"], layers, boundaries(ctx, min_start, max_end))[0]
     else:
         start, end = check_span(ctx, span, layers)
     ctx.scores["cuts"] = [{"start": start, "end": end, "distance": triangles["angular"][start][end]}]
-    yield DropLayers(layers=tuple(range(start, end)))
+    yield DropLayers(layers=layers_of(ctx, (start, end)))

@@ -53,9 +53,15 @@ def count(view: View) -> Counts:
     return Counts(
         params=sum(p.numel() for p in view.model.parameters()),
         body_params=body,
-        flops_per_token=flops + 2 * geometry.head_params,
+        flops_per_token=flops + head_flops(view),
         kv_bytes_per_token=sum(layer_kv_values(view, i) for i in view.layers) * bytes_per_value,
     )
+
+
+def head_flops(view: View) -> int:
+    """Count two operations per weight of the output head; its bias is added, not multiplied."""
+    head = view.model.get_output_embeddings()
+    return 0 if head is None else 2 * head.weight.numel()
 
 
 def layer_flops(layer: nn.Module, active_expert_ratio: float) -> int:

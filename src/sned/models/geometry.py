@@ -113,7 +113,7 @@ def build_axes(layer: nn.Module, index: int, family: Family, ratio: int, head_di
     axes: list[Axis] = []
     if f"{path(family.attn, family.o)}.weight" in weights:
         axes.append(_group_axis(layer, index, family, ratio, head_dim))
-    if f"{path(family.mlp, family.down)}.weight" in weights:
+    if not family.experts and f"{path(family.mlp, family.down)}.weight" in weights:
         axes.append(_mlp_axis(layer, index, family))
     return axes
 

@@ -15,6 +15,8 @@ from sned.models.families import FAMILIES
 from sned.models.family import Family
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from transformers import PreTrainedModel
 
 
@@ -63,7 +65,8 @@ def infer_family(model: PreTrainedModel) -> Family | None:
         return None
     longest = max(lists, key=lambda name: len(lists[name]))
     for row in sorted(set(FAMILIES.values()), key=_specificity, reverse=True):
-        if row.layers == longest and all(_fits(row, layer) for layer in lists[longest]):
+        same_scale = row.multiplier == _multiplier(model)
+        if row.layers == longest and same_scale and _fits_all(row, lists[longest], model):
             return row
     return None
 
@@ -80,7 +83,13 @@ def describe(kind: str, family: Family) -> str:
 
 
 def _specificity(family: Family) -> int:
-    return len(_modules(family)) + (family.multiplier is not None) * -1
+    return len(_modules(family))
+
+
+def _multiplier(model: PreTrainedModel) -> str | None:
+    """Return the known config attribute that scales what the model's branches add; no module shows it."""
+    names = {row.multiplier for row in FAMILIES.values()} - {None}
+    return next((name for name in names if hasattr(model.config, str(name))), None)
 
 
 def _modules(family: Family) -> list[str]:
@@ -94,6 +103,19 @@ def _modules(family: Family) -> list[str]:
     return names + [name for name in (family.attn_post, family.mlp_post) if name and name != "post_attention_layernorm"]
 
 
-def _fits(family: Family, layer: nn.Module) -> bool:
+def _fits_all(family: Family, layers: Iterable[nn.Module], model: PreTrainedModel) -> bool:
+    """Tell whether every layer has the modules of a row; of experts, one layer is enough, since some may be dense."""
+    fits = [_fits(family, layer, model) for layer in layers]
+    return any(fits) if family.experts else all(fits)
+
+
+def _fits(family: Family, layer: nn.Module, model: PreTrainedModel) -> bool:
     present = {name for name, _ in layer.named_modules()}
-    return all(name in present for name in _modules(family))
+    if not all(name in present for name in _modules(family)):
+        return False
+    if family.full_qk_norm:
+        # a norm over all heads has a weight for each of their features; one per head serves a single head
+        heads = int(model.config.num_attention_heads)
+        weight = layer.get_parameter(f"{family.attn}.q_norm.weight")
+        return heads > 1 and weight.numel() == layer.get_parameter(f"{family.attn}.{family.q}.weight").shape[0]
+    return True

@@ -48,7 +48,7 @@ def drop_sublayer(view: View, layer: int, which: Sublayer) -> None:
         PlanError: the sublayer is not there any more.
         UnsupportedModelError: the MLP is a mixture of experts.
     """
-    _require_sublayer(view, layer, which)
+    require_sublayer(view, layer, which)
     block, family = view.layer(layer), view.family
     if which == "attn":
         position = list(view.layers).index(layer)
@@ -76,7 +76,7 @@ def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
     Raises:
         PlanError: a unit does not exist, or none of those still there would be kept.
     """
-    _require_sublayer(view, axis.layer, "attn" if axis.kind.startswith("attn") else "mlp")
+    require_sublayer(view, axis.layer, "attn" if axis.kind.startswith("attn") else "mlp")
     alive = view.alive[axis.name]
     wanted = set(units)
     if beyond := [u for u in wanted if not 0 <= u < axis.size]:
@@ -134,12 +134,7 @@ def replace_with_linear(view: View, layers: Sequence[int], matrix: torch.Tensor)
         PlanError: the layers are not consecutive present layers.
     """
     first, *rest = sorted(layers)
-    present = list(view.layers)
-    for i in (first, *rest):
-        view.layer(i)
-    start = present.index(first)
-    if present[start : start + len(layers)] != sorted(layers):
-        raise PlanError(f"layers {sorted(layers)} are not consecutive, so no single map can replace them")
+    start = require_consecutive(view, layers)
     linear = linear_layer(view, first, matrix)
     linear.layer_idx = start
     view.set_layers({**view.layers, first: linear})
@@ -160,7 +155,28 @@ def linear_layer(view: View, index: int, matrix: torch.Tensor) -> LinearLayer:
     return layer.train(block.training)
 
 
-def _require_sublayer(view: View, layer: int, which: Sublayer) -> None:
+def require_consecutive(view: View, layers: Sequence[int]) -> int:
+    """Make sure that layers are present and follow each other, and return the position of the first.
+
+    Raises:
+        PlanError: they do not.
+    """
+    wanted, present = sorted(layers), list(view.layers)
+    for i in wanted:
+        view.layer(i)
+    start = present.index(wanted[0])
+    if present[start : start + len(wanted)] != wanted:
+        raise PlanError(f"layers {wanted} are not consecutive, so no single map can replace them")
+    return start
+
+
+def require_sublayer(view: View, layer: int, which: Sublayer) -> None:
+    """Make sure that a sublayer is still there, and can be cut.
+
+    Raises:
+        PlanError: it was removed, or its layer was.
+        UnsupportedModelError: it is a mixture of experts.
+    """
     view.layer(layer)
     if which == "mlp" and view.family.experts:
         raise UnsupportedModelError(

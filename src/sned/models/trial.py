@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sned.models.forward import answering
+from sned.models.surgery import require_consecutive, require_sublayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,6 +38,7 @@ def skip(view: View, layers: Iterable[int]) -> Iterator[None]:
 @contextmanager
 def bypass(view: View, layer: int, which: Sublayer) -> Iterator[None]:
     """Silence one sublayer: it adds zero to the residual stream."""
+    require_sublayer(view, layer, which)
 
     def silence(_module: nn.Module, _args: Any, out: Any) -> Any:
         if isinstance(out, tuple):
@@ -53,6 +55,7 @@ def bypass(view: View, layer: int, which: Sublayer) -> Iterator[None]:
 @contextmanager
 def gate(view: View, axis: Axis, mask: torch.Tensor) -> Iterator[None]:
     """Multiply the units of an axis by `mask` `[axis.size]`, in base units; differentiable in the mask."""
+    require_sublayer(view, axis.layer, "attn" if axis.kind.startswith("attn") else "mlp")
     factors = mask[list(view.alive[axis.name])].repeat_interleave(axis.tap_block)
 
     def scale(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -68,6 +71,7 @@ def gate(view: View, axis: Axis, mask: torch.Tensor) -> Iterator[None]:
 @contextmanager
 def stand_in(view: View, layers: list[int], matrix: torch.Tensor) -> Iterator[None]:
     """Let one linear map of the residual stream answer for consecutive layers."""
+    require_consecutive(view, layers)
     first, *rest = layers
     weight = matrix.T.to(view.device, view.dtype)
 

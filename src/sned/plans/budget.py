@@ -56,7 +56,10 @@ def layers_to_remove(budget: Budget, geometry: Geometry, removable: Sequence[int
     sizes = sorted(geometry.layer_params(i) for i in removable)
     total = geometry.n_params if budget.remove_of == "all" else geometry.body_params
     most = sum(sizes) / total
-    reach = f"at most {len(sizes)} of {geometry.n_layers} layers may go here ({most:.1%} of the parameters)"
+    whole = "the parameters" if budget.remove_of == "all" else "the decoder parameters"
+    reach = f"at most {len(sizes)} of {geometry.n_layers} layers may go here ({most:.1%} of {whole})"
+    if not sizes:
+        raise BudgetError(f"there is nothing to remove: {reach}", hint="see the options that protect layers")
     if budget.layers is not None:
         if budget.layers < 1:
             raise BudgetError(f"--layers {budget.layers} removes nothing", hint=f"give 1 to {len(sizes)}")

@@ -22,6 +22,9 @@ class LayerState:
     """kept | removed | trimmed"""
     mlp: str = "kept"
     note: str = ""
+    attn_units: str = ""
+    """The units kept of a trimmed sublayer, as a span."""
+    mlp_units: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ def layer_states(plan: Plan) -> list[LayerState]:
                 _, index, which, _ = op.axis.split(".")
                 states[int(index)][which] = "trimmed"
                 states[int(index)]["note"] = f"{len(op.units)} {which} units kept"
+                states[int(index)][f"{which}_units"] = format_span(op.units)
             case Fold():
                 states[op.layer] |= {"layer": "folded", "note": "a linear map is folded into its MLP"}
             case Replace():
@@ -69,5 +73,6 @@ def diff_plans(first: Plan, second: Plan) -> list[Difference]:
 def _words(state: LayerState) -> str:
     if state.layer in ("removed", "replaced"):
         return state.layer
-    parts = [f"{name} {value}" for name, value in (("attn", state.attn), ("mlp", state.mlp)) if value != "kept"]
+    sublayers = (("attn", state.attn, state.attn_units), ("mlp", state.mlp, state.mlp_units))
+    parts = [f"{name} {value} {units}".strip() for name, value, units in sublayers if value != "kept"]
     return ", ".join([state.layer, *parts])

@@ -47,7 +47,7 @@ def load_plan(path: Path) -> Plan:
         document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise PlanError(f"{file} is not readable JSON: {error}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("format"), int):
+    if not isinstance(document, dict) or type(document.get("format")) is not int or document["format"] < 1:
         raise PlanError(f"{file} is not a plan: it has no format number")
     if document.pop("format") > FORMAT:
         raise PlanError(f"{file} was written by a newer sned (this one reads format {FORMAT})", hint="upgrade sned")

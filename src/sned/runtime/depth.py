@@ -6,6 +6,7 @@ May import its neighbours in `runtime`.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sned.errors import BudgetError, ConfigError
@@ -33,7 +34,8 @@ def explain(ctx: Context, triangles: dict[str, list[list[float]]]) -> None:
     depth = ctx.view.geometry.n_layers
     angular, cosine = triangles["angular"], triangles["cosine"]
     ctx.scores["distance"] = [[_number(angular[s][s + n]) for n in range(depth - s + 1)] for s in range(depth)]
-    ctx.scores["influence"] = [_number(cosine[s][s + 1]) for s in range(depth)]
+    following = dict(pairwise([*ctx.view.layers, depth]))
+    ctx.scores["influence"] = [_number(cosine[s][following.get(s, s + 1)]) for s in range(depth)]
 
 
 def _number(value: float) -> float | None:
@@ -56,6 +58,17 @@ def layer_range(ctx: Context, min_start: int, max_end: int | None) -> tuple[int,
     return min_start, end
 
 
+def boundaries(ctx: Context, min_start: int, max_end: int | None) -> list[int]:
+    """Return the present layers that may be removed, and the first present one after them (or the depth).
+
+    Raises:
+        ConfigError: the range is empty or leaves the model.
+    """
+    first, last = layer_range(ctx, min_start, max_end)
+    end = next((i for i in ctx.view.layers if i >= last), ctx.view.geometry.n_layers)
+    return [*(i for i in ctx.view.layers if first <= i < last), end]
+
+
 def parse_cut(text: str, depth: int) -> Cut:
     """Read ``13:19``, layers 13 to 18.
 
@@ -71,6 +84,11 @@ def parse_cut(text: str, depth: int) -> Cut:
     return start, end
 
 
+def layers_of(ctx: Context, cut: Cut) -> tuple[int, ...]:
+    """Return the present layers of a cut."""
+    return tuple(i for i in ctx.view.layers if cut[0] <= i < cut[1])
+
+
 def check_span(ctx: Context, text: str, n: int) -> Cut:
     """Read a span that the user chose, and make sure that it is as long as the budget says.
 
@@ -79,6 +97,6 @@ def check_span(ctx: Context, text: str, n: int) -> Cut:
         ConfigError: it is no cut of this model.
     """
     cut = parse_cut(text, ctx.view.geometry.n_layers)
-    if cut[1] - cut[0] != n:
-        raise BudgetError(f"--span {text} is {cut[1] - cut[0]} layers, but the budget is {n}", hint="leave one out")
+    if (length := len(layers_of(ctx, cut))) != n:
+        raise BudgetError(f"--span {text} is {length} layers, but the budget is {n}", hint="leave one out")
     return cut

@@ -7,7 +7,6 @@ describes them. `layers` is special: it is the budget. May import `registry` and
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
@@ -55,9 +54,11 @@ class Method:
     @property
     def options(self) -> list[Option]:
         """The options besides the budget."""
-        hints = get_type_hints(self.run, include_extras=True)
         parameters = inspect.signature(self.run).parameters.values()
         named = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _BUDGET]
+        # of the options alone: what else the signature names may be imported for type checkers only
+        holder = type("_Options", (), {"__annotations__": {p.name: p.annotation for p in named}})
+        hints = get_type_hints(holder, self.run.__globals__, include_extras=True)
         return [Option(p.name, hints[p.name], p.default, _help(hints[p.name])) for p in named]
 
     @property
@@ -136,13 +137,8 @@ def all_methods() -> list[Method]:
 
 
 def _literal(value: Any) -> Any:
-    """Read a command-line text as JSON where it is JSON, else leave it."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return None if value == "none" else value
+    """Read a command-line text that means nothing as None; the schema reads numbers and switches itself."""
+    return None if value in ("none", "null") else value
 
 
 def _help(hint: Any) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Structure = Literal["full", "diagonal", "orthogonal", "lower", "rank1"]
 
 MAX_CONDITION = 1e12
+NOISE_MARGIN = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,19 @@ def _factorise(matrix: torch.Tensor) -> tuple[Callable[[torch.Tensor], torch.Ten
         if condition <= MAX_CONDITION:
             return lambda right: torch.cholesky_solve(right, lower), len(matrix), condition
     values, vectors = torch.linalg.eigh(matrix)
-    large = values > values[-1].clamp_min(0) / MAX_CONDITION
+    large = values > _noise(values)
     basis = vectors[:, large]
     inverse = (basis / values[large]) @ basis.T
     condition = float(values[-1] / values[0]) if values[0] > 0 else sys.float_info.max
     return lambda right: inverse @ right, int(large.sum()), condition
+
+
+def _noise(values: torch.Tensor) -> torch.Tensor:
+    """Return the size up to which ascending eigenvalues of a Gram matrix are rounding.
+
+    A Gram matrix has none below zero, so one that is there shows how far the products behind the sums are off.
+    """
+    return torch.maximum(values[-1].clamp_min(0) / MAX_CONDITION, NOISE_MARGIN * (-values[0]).clamp_min(0))
 
 
 def _condition(matrix: torch.Tensor, lower: torch.Tensor, steps: int = 30) -> float:
@@ -119,7 +128,8 @@ def _solve_lower(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
     """
     reversed_factor, info = torch.linalg.cholesky_ex(gram.flip(0, 1))
     if int(info):
-        jitter = gram.diagonal().mean() / MAX_CONDITION
+        tiny = torch.finfo(gram.dtype).tiny ** 0.5
+        jitter = _noise(torch.linalg.eigvalsh(gram)).clamp_min(tiny)
         reversed_factor = torch.linalg.cholesky((gram + jitter * torch.eye(len(gram), dtype=gram.dtype)).flip(0, 1))
     right = cross.flip(0)
     matrix = torch.zeros_like(gram)
@@ -133,9 +143,10 @@ def _solve_lower(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
 def _solve_rank1(gram: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
     """Return the best map of rank one: the leading part of the full solution, in the metric of the states."""
     values, vectors = torch.linalg.eigh(gram)
-    scale = values.clamp_min(0).sqrt()
+    large = values > _noise(values)
+    scale = torch.where(large, values, 0.0).sqrt()
     root = (vectors * scale) @ vectors.T
-    inverse = (vectors * torch.where(scale > scale[-1] * 1e-8, 1 / scale, 0.0)) @ vectors.T
+    inverse = (vectors * torch.where(large, 1 / scale, 0.0)) @ vectors.T
     u, s, vh = torch.linalg.svd(root @ full)
     return inverse @ (u[:, :1] * s[0]) @ vh[:1]
 

@@ -17,13 +17,14 @@ def lowest(scores: Mapping[int, float], n: int) -> list[int]:
 
 
 def ranked_cuts(
-    distance: Sequence[Sequence[float]], n: int, *, first: int, last: int, taken: Sequence[Cut] = ()
+    distance: Sequence[Sequence[float]], n: int, boundaries: Sequence[int], taken: Sequence[Cut] = ()
 ) -> list[Cut]:
-    """Return all cuts of `n` layers within `[first, last)` that avoid those taken, least distance first.
+    """Return all cuts of `n` layers between `boundaries` that avoid those taken, least distance first.
 
+    Boundaries are the layers that may go, ascending, and the first after them that stays.
     `distance[s][e]` is how far the stream moves from entering layer `s` to entering layer `e`.
     """
-    cuts = [(s, s + n) for s in range(first, last - n + 1)]
+    cuts = list(zip(boundaries, boundaries[n:], strict=False))
     free = [(s, e) for s, e in cuts if all(e <= a or s >= b for a, b in taken)]
     return sorted(free, key=lambda cut: (distance[cut[0]][cut[1]], cut))
 
