@@ -53,9 +53,9 @@ class ShardReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._entries = catalogue(self.folder)
         self._files: dict[tuple[int, Path], IO[bytes]] = {}
         self._lock = threading.Lock()
+        self._entries = catalogue(self.folder)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,6 +115,10 @@ class ShardReader:
             for file in self._files.values():
                 file.close()
             self._files.clear()
+
+    def __del__(self) -> None:
+        """Close what the last user of a streamed model left open."""
+        self.close()
 
     def __enter__(self) -> Self:
         """Return the reader itself."""
