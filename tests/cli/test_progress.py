@@ -126,10 +126,14 @@ def test_bars_of_a_table_show_small_values_beside_large_ones() -> None:
     assert tables.bars([None, 0.0], 10, log=True) == ["", ""]
 
 
-def test_budgets() -> None:
-    assert requests.budget(6, None, "all").layers == 6
-    assert requests.budget(None, "25%", "body").remove == 0.25
+def test_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert requests.budget("uidl", 6, None, "all").layers == 6
+    assert requests.budget("uidl", None, "25%", "body").remove == 0.25
     with pytest.raises(ConfigError, match="25%"):
-        requests.budget(None, "25", "all")
+        requests.budget("uidl", None, "25", "all")
     with pytest.raises(BudgetError):
-        requests.budget(-1, None, "all")
+        requests.budget("uidl", -1, None, "all")
+    with pytest.raises(ConfigError, match="no budget"):
+        requests.budget("uidl", None, None, "all")
+    monkeypatch.setattr("sned.runtime.method.Method.default_layers", 4)
+    assert requests.budget("uidl", None, None, "all").layers == 4

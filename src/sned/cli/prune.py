@@ -63,7 +63,7 @@ def prune(
     request = PruneRequest(
         load=LoadRequest(model, dtype, device, stream, trust_inferred),
         method=method,
-        budget=requests.budget(layers, remove, remove_of),
+        budget=requests.budget(method, layers, remove, remove_of),
         out=out,
         options=flags.collect(ctx, settings),
         calibration=requests.text(calib, calib_tokens, seq_len, "calib"),
@@ -113,7 +113,7 @@ def plan(
     request = PlanRequest(
         load=LoadRequest(model, dtype, device, stream, trust_inferred),
         method=method,
-        budget=requests.budget(layers, remove, remove_of),
+        budget=requests.budget(method, layers, remove, remove_of),
         out=out,
         options=flags.collect(ctx, settings),
         calibration=requests.text(calib, calib_tokens, seq_len, "calib"),

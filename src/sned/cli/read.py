@@ -131,7 +131,8 @@ def _described(method: Method) -> dict[str, Any]:
 def _page(method: Method) -> list[RenderableType]:
     """Return a method for people."""
     looks = "calibration text" if method.needs_tokens else "nothing but the model's depth"
-    budget = "--layers N, or --remove 25%" if method.takes_layers else "none"
+    proposed = "" if method.default_layers is None else f"; {method.default_layers} layers if neither is given"
+    budget = f"--layers N, or --remove 25%{proposed}" if method.takes_layers else "none"
     shown: list[RenderableType] = [
         Text(method.title or method.name, style="bold"),
         "",

@@ -17,16 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def budget(layers: int | None, remove: str | None, remove_of: Literal["all", "body"]) -> Budget:
-    """Read the budget: a number of layers, or a share of the parameters.
+def budget(method: str, layers: int | None, remove: str | None, remove_of: Literal["all", "body"]) -> Budget:
+    """Read the budget: a number of layers, or a share of the parameters; else what the method proposes.
 
     Raises:
         BudgetError: no layer would be removed.
-        ConfigError: both or neither are given, or the share is none.
+        ConfigError: both are given, or neither where the method proposes none, or the share is none.
     """
-    if (layers is None) == (remove is None):
-        found = "no budget is" if layers is None else "both --layers and --remove are"
-        raise ConfigError(f"{found} given", hint="use one of --layers N and --remove 25%")
+    remedy = "use one of --layers N and --remove 25%"
+    if layers is not None and remove is not None:
+        raise ConfigError("both --layers and --remove are given", hint=remedy)
+    if layers is None and remove is None:
+        from sned.runtime.method import find_method
+
+        if (layers := find_method(method).default_layers) is None:
+            raise ConfigError("no budget is given", hint=remedy)
     if remove is not None:
         return Budget(remove=parse_share(remove, name="--remove"), remove_of=remove_of)
     if remove_of != "all":
