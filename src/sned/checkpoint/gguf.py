@@ -11,13 +11,13 @@ import functools
 import math
 import shutil
 import tempfile
-import warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sned.checkpoint.folders import write_error
+from sned.checkpoint.quiet import quiet
 from sned.errors import CheckpointError, MissingExtraError, UnsupportedModelError
 from sned.progress import SILENT, Progress
 
@@ -44,7 +44,7 @@ def convert(path: Path, into: Path, progress: Progress = SILENT) -> None:
         if find_spec(package) is None:
             raise MissingExtraError(package, "gguf", purpose=f"reading the GGUF file {path}")
     _check_magic(path)
-    with tempfile.TemporaryDirectory() as alone, _quiet(), _remembering():
+    with tempfile.TemporaryDirectory() as alone, quiet(), _remembering():
         # Alone, because transformers also reads what lies beside a GGUF file: another model's tokenizer, say.
         link = Path(alone) / "model.gguf"
         link.symlink_to(path.resolve())
@@ -226,24 +226,6 @@ def _shortest(value: Any) -> Any:
 def _field(reader: Any, key: str) -> Any:
     field = reader.get_field(key)
     return None if field is None else field.contents()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the warnings and bars of transformers; the command line has its own."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

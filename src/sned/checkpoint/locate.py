@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sned.canon import digest
+from sned.checkpoint.quiet import first_line
 from sned.errors import CheckpointError, MissingExtraError
 from sned.progress import SILENT, Progress
 
@@ -186,15 +187,11 @@ def _hub_error(model: str, revision: str | None, error: Exception) -> Checkpoint
         offline = " (HF_HUB_OFFLINE is set)" if constants.is_offline_mode() else ""
         return CheckpointError(
             f"{model}{at} is no folder in {Path.cwd()} and not whole in the Hub's cache, "
-            f"{constants.HF_HUB_CACHE}; the Hub could not be reached{offline}: {_first_line(error)}",
+            f"{constants.HF_HUB_CACHE}; the Hub could not be reached{offline}: {first_line(error)}",
             hint="Connect once to fetch it, give the path of a local copy, or try the model `demo`.",
         )
     return CheckpointError(
         f"{model}{at} could not be fetched from the Hub into {constants.HF_HUB_CACHE}: "
-        f"{type(error).__name__}: {_first_line(error)}",
+        f"{type(error).__name__}: {first_line(error)}",
         hint="Try again; what was fetched is kept. Or give the path of a local copy.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "no reason given")

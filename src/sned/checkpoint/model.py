@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ import psutil
 import torch
 
 from sned.checkpoint.locate import locate
+from sned.checkpoint.quiet import first_line, quiet
 from sned.checkpoint.shards import ShardReader
 from sned.checkpoint.source import FolderSource
 from sned.errors import CheckpointError, ConfigError, NumericalError, UnsupportedModelError
@@ -25,7 +24,6 @@ from sned.models.view import View
 from sned.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -146,11 +144,11 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         raise CheckpointError(
-            f"{folder} has no tokenizer that can be loaded: {_first_line(error)}",
+            f"{folder} has no tokenizer that can be loaded: {first_line(error)}",
             hint="copy tokenizer.json and tokenizer_config.json there, or calibrate on tokens:PATH",
         ) from error
 
@@ -172,7 +170,7 @@ def _config(folder: Path) -> PretrainedConfig:
     document = json.loads((folder / "config.json").read_text())
     kind = str(document.get("model_type", ""))
     try:
-        with _quiet():
+        with quiet():
             if kind.startswith(UNEVEN):
                 stock = AutoConfig.for_model(kind.removeprefix(UNEVEN))
                 name = f"{modeling_sned.PREFIX}{type(stock).__name__}"
@@ -180,7 +178,7 @@ def _config(folder: Path) -> PretrainedConfig:
             return AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError, AttributeError) as error:
         raise UnsupportedModelError(
-            f"{folder}/config.json: transformers knows no model type {kind!r}: {_first_line(error)}",
+            f"{folder}/config.json: transformers knows no model type {kind!r}: {first_line(error)}",
             hint="a newer transformers may know it: pip install -U transformers",
         ) from error
 
@@ -206,10 +204,10 @@ def _load_whole(
 ) -> PreTrainedModel:
     progress.info(f"loading {folder} as {str(dtype).removeprefix('torch.')}")
     try:
-        with _quiet():
+        with quiet():
             model, notes = build.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(notes["missing_keys"]):
         raise CheckpointError(
             f"{folder} lacks {len(missing)} tensors of the model, the first being {missing[0]!r}.",
@@ -226,7 +224,7 @@ def _build_streamed(
 ) -> tuple[PreTrainedModel, FolderSource]:
     """Return a model whose layers are on meta and all the rest in memory, and the source of the layers."""
     _return_freed_memory()
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet():
         model = build._from_config(config, dtype=dtype).eval().requires_grad_(False)
     source = FolderSource(reader, model, dtype, device)
     layers_prefix = f"{source.layers_path}."
@@ -261,25 +259,3 @@ def _restore_buffers(model: PreTrainedModel, device: torch.device) -> None:
             module.register_buffer(name, torch.empty_like(buffer, device=device), persistent=persistent)
         if hollow:
             model._init_weights(module)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and advice out of the user's sight for a while."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

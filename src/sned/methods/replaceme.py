@@ -5,31 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 
 from sned.errors import ConfigError
 from sned.plans.ops import DropLayers, Fold, Op, Replace
 from sned.runtime.context import Context
 from sned.runtime.depth import boundaries, check_span, distances, explain, layers_of, measure_distances
+from sned.runtime.map_maker import MapMaker
 from sned.runtime.method import method
-from sned.runtime.statistics import CutMoments, Positions, cut_problem
-from sned.score.linear_map import (
-    AdamOptions,
-    MapFit,
-    Moments,
-    Structure,
-    fit_adam,
-    fit_closed,
-    relative_error,
-)
+from sned.runtime.statistics import CutMoments, Positions
+from sned.score.linear_map import AdamOptions, Moments, Structure
 from sned.score.select import Cut, fuse, ranked_cuts, split_evenly
 
 SCOUT_RATIO = 8
 """An eighth of the windows scouts for the cuts whose moments the full pass then sums."""
 PROBE_WINDOWS = 8
-TOKENS_PER_FEATURE = 10
-"""Below ten tokens per hidden feature the plain least-squares map overfits (measured: worse than no map at 1.3)."""
 
 
 @method(
@@ -76,7 +66,7 @@ def replaceme(
     iterative = AdamOptions("mse" if estimator == "mse" else "cosine", structure, epochs, lr=lr, l1=l1, l2=l2)
     if estimator == "lstsq" and (l1 or l2):
         raise ConfigError("l1 and l2 need the cosine or mse estimator", hint="for lstsq, use ridge")
-    maker = _MapMaker(ctx, None if estimator == "lstsq" else iterative, structure, ridge, ridge_target, accurate)
+    maker = MapMaker(ctx, None if estimator == "lstsq" else iterative, structure, ridge, ridge_target, accurate)
     chooser = _Chooser(ctx, maker, positions, standalone, max(1, probe), boundaries(ctx, min_start, max_end))
     cuts = [check_span(ctx, span, layers)] if span else chooser.choose(split_evenly(layers, maps))
     fused = fuse(cuts)
@@ -87,69 +77,13 @@ def replaceme(
     ctx.scores["fit"] = maker.fits
 
 
-class _MapMaker:
-    """Fits the map of one cut, and notes how well."""
-
-    def __init__(
-        self,
-        ctx: Context,
-        iterative: AdamOptions | None,
-        structure: Structure,
-        ridge: float | None,
-        ridge_target: str,
-        accurate: bool,
-    ) -> None:
-        self.ctx, self.iterative = ctx, iterative
-        self.structure: Structure = structure
-        self.ridge, self.towards_identity, self.accurate = ridge, ridge_target == "identity", accurate
-        self.fits: list[dict[str, Any]] = []
-
-    def fit(self, problem: CutMoments, moments: Moments, *, final: bool) -> torch.Tensor:
-        """Return the map `[hidden, hidden]`; the closed form while only probing."""
-        ridge = self._ridge(moments, warn=final)
-        made = fit_closed(moments, structure=self.structure, ridge=ridge, towards_identity=self.towards_identity)
-        if self.iterative is not None and final:
-            matrix = self._iterate(problem, self.iterative)
-            made = MapFit(matrix, made.rank, made.condition, relative_error(moments, matrix))
-        if final:
-            before, start, end = problem.cut
-            self.fits.append(
-                {"layer": before, "start": start, "end": end, "tokens": moments.tokens, "rank": made.rank}
-                | {"condition": made.condition, "ridge": ridge, "relative_error": made.relative_error}
-                | {"estimator": self.iterative.loss if self.iterative else "lstsq", "structure": self.structure}
-            )
-        return made.matrix
-
-    def _ridge(self, moments: Moments, *, warn: bool) -> float:
-        hidden = len(moments.gram)
-        few = moments.tokens < TOKENS_PER_FEATURE * hidden
-        if few and warn:
-            self.ctx.progress.warn(
-                f"{moments.tokens:,} calibration tokens are few for a map of {hidden} features: "
-                f"{TOKENS_PER_FEATURE * hidden:,} or more are advised (--calib-tokens)"
-            )
-        return float(few) if self.ridge is None else self.ridge
-
-    def _iterate(self, problem: CutMoments, options: AdamOptions) -> torch.Tensor:
-        held: list[tuple[torch.Tensor, ...]] = []
-        for activations in self.ctx.stream(*problem.sites):
-            states, target = cut_problem(activations, standalone=problem.standalone)
-            parts: tuple[torch.Tensor, ...] = (states, target)
-            if self.accurate and not problem.standalone:  # a layer of its own makes the whole stream anyway
-                offset = activations[1].flatten(0, 1).float() - states
-                parts = (states, target + offset, offset)
-            held.append(tuple(part.to(torch.bfloat16).cpu() for part in parts))
-        states, target, *offset = (torch.cat(parts) for parts in zip(*held, strict=True))
-        return fit_adam(states, target, options, generator=self.ctx.generator, offset=offset[0] if offset else None)
-
-
 class _Chooser:
     """Chooses cuts by distance, then by trying the best few with their maps."""
 
     def __init__(
         self,
         ctx: Context,
-        maker: _MapMaker,
+        maker: MapMaker,
         positions: Positions,
         standalone: bool,
         shortlist: int,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from sned.models.family import Sublayer
-    from sned.models.view import Edit, View, Weights
+    from sned.models.view import View
+    from sned.models.weights import Edit, Weights
 
 
 def drop_layers(view: View, layers: Iterable[int]) -> None:

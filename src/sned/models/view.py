@@ -8,7 +8,7 @@ May import its neighbours in `models`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,19 +18,15 @@ from torch import nn
 
 from sned.canon import digest, sample_indices
 from sned.errors import PlanError
-from sned.models.geometry import Axis, Geometry, build_axes, is_conv1d, n_kv_groups
+from sned.models.geometry import Axis, Geometry, build_axes, n_kv_groups
 from sned.models.infer import resolve_family
 from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
+from sned.models.weights import Edit, LiveWeights, Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sned.models.family import Sublayer
-
-Weights = MutableMapping[str, torch.Tensor]
-"""The tensors of one layer by layer-relative name."""
-Edit = Callable[[Weights], None]
-"""A change of one layer's tensors, valid on live, meta and freshly read ones."""
 
 N_FINGERPRINT_SAMPLES = 4
 
@@ -54,38 +50,6 @@ class Fingerprint:
     model_type: str
     geometry: str
     weights: str
-
-
-class LiveWeights(MutableMapping[str, torch.Tensor]):
-    """The parameters of a live layer; assigning one may change its shape, and keeps the sizes of its module true."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self._layer = layer
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._layer.get_parameter(name).data
-
-    def __setitem__(self, name: str, value: torch.Tensor) -> None:
-        owner, _, leaf = name.rpartition(".")
-        module: Any = self._layer.get_submodule(owner)
-        old: nn.Parameter = getattr(module, leaf)
-        setattr(module, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
-        if leaf == "weight" and isinstance(module, nn.Linear):
-            module.out_features, module.in_features = value.shape
-        elif leaf == "weight" and is_conv1d(module):
-            module.nx, module.nf = value.shape
-
-    def __contains__(self, name: object) -> bool:
-        return any(name == own for own in self)
-
-    def __delitem__(self, name: str) -> None:
-        raise KeyError(f"{name}: a live layer loses parameters only with their module")
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self._layer.named_parameters())
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 class View:
