@@ -120,7 +120,11 @@ def test_an_interrupted_job_says_how_to_resume_and_resumes(home: Path) -> None:
     job = ["plan", "demo", "-m", "replaceme", "--layers", "5", "--calib-tokens", "2048", "--seq-len", "256", "-o"]
     sned(*job, straight)
     child = subprocess.Popen(
-        [sys.executable, "-m", "sned", *job, str(broken)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "sned", *job, str(broken)],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a run in the background ignores it
     )
     work = home / ".broken.work" / "done"
     deadline = time.monotonic() + 120

@@ -226,13 +226,13 @@ def _build_streamed(
     _return_freed_memory()
     with torch.device("meta"), quiet():
         model = build._from_config(config, dtype=dtype).eval().requires_grad_(False)
+    _restore_buffers(model, device)  # first: initialising a module would overwrite weights that are there
     source = FolderSource(reader, model, dtype, device)
     layers_prefix = f"{source.layers_path}."
     for name in [n for n, _ in model.named_parameters() if not n.startswith(layers_prefix)]:
         owner, _, leaf = name.rpartition(".")
         loaded = torch.nn.Parameter(source.tensor(name), requires_grad=False)
         setattr(model.get_submodule(owner), leaf, loaded)
-    _restore_buffers(model, device)
     model.tie_weights()
     return model, source
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sned.errors import UnsupportedModelError
 from sned.models.infer import resolve_family
@@ -25,18 +25,13 @@ class FolderSource:
     def __init__(self, reader: ShardReader, model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
         self._reader, self._dtype, self._device = reader, dtype, device
         self.layers_path = resolve_family(model, trust_inferred=True).layers
-        stored = set(reader.names)
-        prefix = f"{model.base_model_prefix}."
-        self._files: dict[str, str] = {}
-        for name in [n for n, _ in model.named_parameters()]:
-            candidates = (name, name.removeprefix(prefix))
-            found = next((c for c in candidates if c in stored), None)
-            if found is None:
+        self._files = _names_in_files(reader, model)
+        for name, _ in model.named_parameters():
+            if name not in self._files:
                 raise UnsupportedModelError(
                     f"{reader.folder} stores {name!r} in a form that cannot be read layer by layer.",
                     hint="use --stream off",
                 )
-            self._files[name] = found
         layers: nn.ModuleList = model.get_submodule(self.layers_path)  # pyright: ignore[reportAssignmentType]
         self._names = [[name for name, _ in layer.named_parameters()] for layer in layers]
 
@@ -54,3 +49,23 @@ class FolderSource:
 
     def _full(self, index: int, name: str) -> str:
         return f"{self.layers_path}.{index}.{name}"
+
+
+def _names_in_files(reader: ShardReader, model: PreTrainedModel) -> dict[str, str]:
+    """Return, by its name in the model, what each tensor is called in the files that hold it as it is.
+
+    transformers renames the tensors of older checkpoints, and makes some out of several, which are left out.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    known: dict[str, Any] = model.state_dict()
+    found: dict[str, str] = {}
+    for stored in reader.names:
+        name, made = rename_source_key(stored, renamings, converters, model.base_model_prefix, known)
+        if made is None:
+            found[name] = stored
+    return found

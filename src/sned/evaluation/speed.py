@@ -5,7 +5,6 @@ May import `models`.
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ PROMPT, NEW, ROUNDS = 512, 32, 5
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Median seconds of one model."""
+    """Seconds of one model, the best of several rounds: what disturbs a round only ever slows it."""
 
     prefill: float
     """To read the prompt."""
@@ -36,7 +35,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """Two models, measured in turns; ratios are medians of the ratios within a round."""
+    """Two models, measured in turns; a ratio above one says that the pruned model is faster."""
 
     dense: Pace
     pruned: Pace
@@ -50,22 +49,23 @@ class Race:
 def race(dense: View, pruned: View, *, rounds: int = ROUNDS, seed: int = 0, progress: Progress = SILENT) -> Race:
     """Measure prefill and decode of two loaded models at batch size one, in alternation."""
     ids = torch.randint(dense.geometry.vocab, (1, PROMPT), generator=torch.Generator().manual_seed(seed))
-    laps: list[tuple[Pace, Pace]] = []
+    laps: dict[int, list[Pace]] = {id(dense): [], id(pruned): []}
     with progress.task("measure speed", rounds + 1) as advance:
         for number in range(rounds + 1):
-            views = (dense, pruned) if number % 2 else (pruned, dense)
-            lap = {id(view): _lap(view, ids.to(view.device)) for view in views}
-            if number:  # the first lap warms up
-                laps.append((lap[id(dense)], lap[id(pruned)]))
+            for view in (dense, pruned) if number % 2 else (pruned, dense):
+                lap = _lap(view, ids.to(view.device))
+                if number:  # the first lap warms up
+                    laps[id(view)].append(lap)
             advance(1)
+    d, p = _best(laps[id(dense)]), _best(laps[id(pruned)])
     return Race(
-        dense=_median([d for d, _ in laps]),
-        pruned=_median([p for _, p in laps]),
-        prefill_ratio=statistics.median(d.prefill / p.prefill for d, p in laps),
-        decode_ratio=statistics.median(d.decode / p.decode for d, p in laps),
-        decode_body_ratio=statistics.median((d.decode - d.head) / (p.decode - p.head) for d, p in laps),
+        dense=d,
+        pruned=p,
+        prefill_ratio=d.prefill / p.prefill,
+        decode_ratio=d.decode / p.decode,
+        decode_body_ratio=(d.decode - d.head) / (p.decode - p.head),
         protocol=f"batch 1, prompt of {PROMPT} tokens, {NEW} new tokens, {str(dense.dtype).removeprefix('torch.')}, "
-        f"median of {rounds} alternating rounds, {torch.get_num_threads()} threads",
+        f"best of {rounds} alternating rounds, {torch.get_num_threads()} threads",
     )
 
 
@@ -107,5 +107,5 @@ def _seconds(run: Callable[[], None], view: View) -> float:
     return time.perf_counter() - start
 
 
-def _median(paces: list[Pace]) -> Pace:
-    return Pace(*(statistics.median(getattr(p, name) for p in paces) for name in ("prefill", "decode", "head")))
+def _best(paces: list[Pace]) -> Pace:
+    return Pace(*(min(getattr(pace, name) for pace in paces) for name in ("prefill", "decode", "head")))
