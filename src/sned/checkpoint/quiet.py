@@ -29,6 +29,6 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message that ends a sentence, or say that there is none."""
+    """Return the first line of an error's message, or say that there is none."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return (lines[0].removesuffix(":") if lines else "no reason given")[:300]

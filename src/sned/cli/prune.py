@@ -26,7 +26,7 @@ PLAN_EXAMPLES = (
     "sned plan ./model -m replaceme --remove 20% --remove-of body --set structure=diagonal -o plans/mine",
 )
 APPLY_EXAMPLES = ("sned apply demo plans/shortgpt -o runs/shortgpt",)
-DEMO_EXAMPLES = ("sned demo", "sned demo -o /tmp/demo --overwrite")
+DEMO_EXAMPLES = ("sned demo", "sned demo -o runs/again --overwrite")
 
 
 def prune(

@@ -6,6 +6,7 @@ Methods yield ops; they cannot invent new ones, so that a plan stays readable fo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,9 +43,10 @@ Span = Annotated[
 Index = Annotated[int, Field(ge=0)]
 
 
-class _Op(BaseModel):
+class _Op(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
+    @abstractmethod
     def apply(self, view: View, tensors: Tensors) -> None:
         """Change the view for good.
 
@@ -52,15 +54,14 @@ class _Op(BaseModel):
             PlanError: what the op names is not there, or not any more.
             UnsupportedModelError: the family does not allow it.
         """
-        raise TypeError(f"{type(self).__name__} does not say how to apply it")
 
+    @abstractmethod
     def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
         """Change what a layer-by-layer run of the view computes, until the context ends."""
-        raise TypeError(f"{type(self).__name__} does not say how to try it")
 
+    @abstractmethod
     def describe(self) -> str:
         """Say in a few words what the op does."""
-        raise TypeError(f"{type(self).__name__} does not describe itself")
 
 
 class DropLayers(_Op):
