@@ -22,9 +22,13 @@ def request_(tmp_path: Path) -> PlanRequest:
 
 
 def leave_work(request: PlanRequest, facts: dict) -> None:
-    with pytest.raises(KeyboardInterrupt), unfinished_work(request, facts) as journal:
-        journal.recall("loss", ["a"], lambda: 1.5)
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with unfinished_work(request, facts) as journal:
+            journal.recall("loss", ["a"], lambda: 1.5)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
 
 def never() -> float:
