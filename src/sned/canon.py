@@ -58,6 +58,12 @@ def parse_span(text: str) -> tuple[int, ...]:
 
 
 def sample_indices(numel: int, count: int) -> list[int]:
-    """Return up to `count` distinct positions, evenly spaced from 0, in a flattened tensor of `numel` elements."""
+    """Return up to `count` distinct positions, evenly spaced from 0, in a flattened tensor of `numel` elements.
+
+    Raises:
+        ValueError: `count` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"a sample needs at least one element, not {count}")
     taken = min(count, numel)
     return [i * numel // taken for i in range(taken)]

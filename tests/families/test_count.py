@@ -10,7 +10,7 @@ from kit.planted import streamed_view
 from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, LAYERS, family_of, make_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from sned.models.count import count
+from sned.models.count import count, head_flops
 from sned.models.view import View
 from sned.plans.budget import Budget, layers_to_remove
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op, Replace
@@ -99,7 +99,7 @@ def test_a_token_meets_only_its_experts(name: str) -> None:
         math.prod(shape) for layer in view.geometry.layer_shapes for shape in layer.values() if len(shape) == 3
     )
     matrices = sum(p.numel() for layer in view.layers.values() for p in layer.parameters() if p.dim() > 1)
-    assert count(view).flops_per_token == 2 * (matrices - spared // 2 + view.geometry.head_params)
+    assert count(view).flops_per_token == 2 * (matrices - spared // 2 + head_flops(view) // 2)
 
 
 @pytest.mark.parametrize(("name", "cut"), [(n, c) for n in FAMILY_NAMES for c in CUTS])

@@ -25,7 +25,6 @@ def geometry(sizes: tuple[int, ...] = SIZES) -> Geometry:
         head_dim=4,
         vocab=16,
         n_params=sum(sizes) + REST,
-        head_params=100,
         layer_shapes=tuple({"weight": (n // 10, 10)} for n in sizes),
     )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sned.checkpoint.shards import ShardReader, ShardWriter, sample_indices
+from sned.canon import sample_indices
+from sned.checkpoint.shards import ShardReader, ShardWriter
 from sned.errors import CheckpointError
 
 WEIGHTS = {
@@ -164,7 +165,7 @@ def test_a_sample_is_those_elements_of_the_tensor(single: Path, name: str, count
 
 def test_sample_positions_are_even_distinct_and_start_at_zero() -> None:
     for numel, count in ((10, 3), (4096, 64), (7, 7), (5, 100), (10**10, 1000)):
-        positions = sample_indices(numel, count)
+        positions = torch.tensor(sample_indices(numel, count))
         gaps = positions.diff()
         assert positions[0] == 0
         assert positions[-1] < numel

@@ -19,25 +19,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sned.canon import sample_indices
 from sned.checkpoint.catalogue import INDEX, SINGLE, Entry, catalogue
 from sned.checkpoint.folders import atomic_folder, check_output, free_bytes, write_error
 from sned.errors import CheckpointError
 
-__all__ = ["ShardReader", "ShardWriter", "atomic_folder", "check_output", "free_bytes", "sample_indices"]
-
-
-def sample_indices(numel: int, count: int) -> Tensor:
-    """Return the flat positions that `ShardReader.sample` reads: int64 `[n]`, ``n = min(count, numel)``.
-
-    Position ``i`` is ``i * numel // n``: ascending, distinct, from 0, as evenly spaced as integers can be.
-
-    Raises:
-        ValueError: `count` is not positive.
-    """
-    if count < 1:
-        raise ValueError(f"a sample needs at least one element, not {count}")
-    taken = min(count, numel)
-    return torch.arange(taken) * numel // max(taken, 1)
+__all__ = ["ShardReader", "ShardWriter", "atomic_folder", "check_output", "free_bytes"]
 
 
 class ShardReader:
@@ -105,7 +92,7 @@ class ShardReader:
             return self.tensor(name).flatten()[indices].float()
         width = entry.dtype.itemsize
         buffer = torch.empty(len(indices) * width, dtype=torch.uint8)
-        offsets = [entry.offset + width * index for index in indices.tolist()]
+        offsets = [entry.offset + width * index for index in indices]
         self._read(entry, offsets, buffer)
         return buffer.view(entry.dtype).float()
 

@@ -69,8 +69,6 @@ class Geometry:
     vocab: int
     n_params: int
     """All parameters, tied ones counted once."""
-    head_params: int
-    """Parameters of the output projection, whether tied or not."""
     layer_shapes: tuple[Mapping[str, tuple[int, ...]], ...] = field(repr=False)
     """Shape of every parameter of every layer, by layer-relative name."""
     active_expert_ratio: float = 1.0

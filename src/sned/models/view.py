@@ -252,7 +252,6 @@ class View:
         config, family = self.model.config, self.family
         heads, groups = int(config.num_attention_heads), n_kv_groups(config)
         head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        head = self.model.get_output_embeddings()
         experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
         axes = [a for i, m in self.layers.items() for a in build_axes(m, i, family, heads // groups, head_dim)]
         return Geometry(
@@ -264,7 +263,6 @@ class View:
             head_dim=head_dim,
             vocab=int(config.vocab_size),
             n_params=sum(p.numel() for p in self.model.parameters()),
-            head_params=sum(p.numel() for p in head.parameters()) if head is not None else 0,
             layer_shapes=tuple({n: tuple(p.shape) for n, p in m.named_parameters()} for m in self.layers.values()),
             active_expert_ratio=config.num_experts_per_tok / experts if family.experts and experts else 1.0,
             axes={axis.name: axis for axis in axes},
