@@ -12,6 +12,7 @@ from rich.text import Text
 from sned.cli import options, plans
 from sned.cli.tables import facts, table
 from sned.cli.terminal import Terminal, display
+from sned.models.families import FAMILIES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -119,6 +120,7 @@ def _described(method: Method) -> dict[str, Any]:
         "name": method.name,
         "title": method.title,
         "paper": method.paper,
+        "families": sorted(FAMILIES),
         "prunes": method.prunes,
         "needs_tokens": method.needs_tokens,
         "budget": ["layers", "remove"] if method.takes_layers else [],
@@ -141,6 +143,7 @@ def _page(method: Method) -> list[RenderableType]:
                 ("Method", method.name),
                 ("Paper", method.paper or "none: a baseline"),
                 ("Prunes", method.prunes),
+                ("Works on", ", ".join(sorted(FAMILIES))),
                 ("Looks at", looks),
                 ("Budget", budget),
             ]
