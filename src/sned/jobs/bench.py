@@ -34,5 +34,7 @@ def bench(load: LoadRequest, against: str | None, progress: Progress) -> Report:
     )
     sizes = {"dense": compose.weight_bytes(base.folder), "pruned": compose.weight_bytes(model.folder)}
     return compose.build(
-        heading, {"speed": compose.of_race(result), "bytes_on_disk": sizes, "cost": compose.of_cost(session)}
+        heading,
+        {"memory_to_run": compose.memory_to_run(base.view, model.view)},
+        {"speed": compose.of_race(result), "bytes_on_disk": sizes, "cost": compose.of_cost(session)},
     )

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from sned.evaluation.quality import Quality
     from sned.evaluation.speed import Race
     from sned.jobs.session import Session
+    from sned.models.view import View
     from sned.plans.plan import Plan
+
+CONTEXT = 1024
+"""Tokens of context that the memory to run a model is stated for."""
 
 
 def heading(
@@ -168,6 +172,12 @@ def peak_rss_bytes() -> int:
 def perplexity(nll: float) -> float | None:
     """Return `exp(nll)`, or None where it is not finite."""
     return math.exp(nll) if nll < 700 else None
+
+
+def memory_to_run(dense: View, pruned: View) -> dict[str, int]:
+    """Return the bytes that weights and the cache of `CONTEXT` tokens take, for both models."""
+    counts = {"dense": (count(dense), dense), "pruned": (count(pruned), pruned)}
+    return {k: c.params * v.dtype.itemsize + c.kv_bytes_per_token * CONTEXT for k, (c, v) in counts.items()}
 
 
 def weight_bytes(folder: Path) -> int:

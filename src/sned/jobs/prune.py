@@ -177,6 +177,7 @@ def write_output(
         known,
         compose.of_plan(plan),
         {"verify": compose.of_verification(verification)},
+        {"memory_to_run": compose.memory_to_run(dense.view, pruned.view)},
         {"bytes_on_disk": {"dense": compose.weight_bytes(dense.folder), "pruned": compose.weight_bytes(folder)}},
         {"cost": compose.of_cost(session), "warnings": session.progress.warnings},
     )

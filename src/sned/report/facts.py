@@ -112,6 +112,8 @@ def _size_rows(report: Report) -> list[Row]:
         table.append(Row("Size", "… in decoder layers", "", "", lost, "better"))
     table.append(_size("Compute per token", *_both(model.flops_per_token), _flops))
     table.append(_size("KV cache per token", *_both(model.kv_bytes_per_token), _bytes))
+    if report.memory_to_run:
+        table.append(_size("Memory, with 1,024 tokens", *_both(report.memory_to_run), _bytes))
     if report.bytes_on_disk:
         table.append(_size("Weights on disk", *_both(report.bytes_on_disk), _bytes))
     return table

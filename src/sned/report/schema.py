@@ -89,6 +89,9 @@ class Report(Block):
     cost: Cost | None = None
     verify: Verify | None = None
     environment: Environment | None = None
+    memory_to_run: Pair | None = Field(
+        None, description="bytes of the weights in the dtype of the run, and of the KV cache of 1,024 tokens"
+    )
     bytes_on_disk: Pair | None = Field(None, description="size of the weight files")
     stack: list[Layer] = Field(default_factory=list, description="every layer of the base model, in order")
     chosen: list[Cut] = Field(default_factory=list)
