@@ -41,7 +41,6 @@ class Model:
     view: View
     source: str
     folder: Path
-    trust_inferred: bool = False
     _tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
@@ -62,7 +61,7 @@ class Model:
 
     def with_view(self, view: View) -> Model:
         """Return the same model seen through another view."""
-        return Model(view, self.source, self.folder, self.trust_inferred, self._tokenizer)
+        return Model(view, self.source, self.folder, self._tokenizer)
 
 
 def load(
@@ -101,7 +100,7 @@ def load(
     else:
         model = _load_whole(build, config, folder, kind, place, progress)
         view = View(model, trust_inferred=trust_inferred)
-    return Model(view, source, folder, trust_inferred)
+    return Model(view, source, folder)
 
 
 def resolve_dtype(name: str, reader: ShardReader) -> torch.dtype:

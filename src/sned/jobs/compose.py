@@ -169,9 +169,9 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def perplexity(nll: float) -> float | None:
+def perplexity(nll: float | None) -> float | None:
     """Return `exp(nll)`, or None where it is not finite."""
-    return math.exp(nll) if nll < 700 else None
+    return math.exp(nll) if nll is not None and nll < 700 else None
 
 
 def memory_to_run(dense: View, pruned: View) -> dict[str, int]:

@@ -9,10 +9,9 @@ import psutil
 
 from sned.checkpoint.folders import atomic_folder, check_output
 from sned.jobs.session import Recorder, Session, job_facts, open_model, read_text, spare_source, unfinished_work
-from sned.plans.budget import layers_to_remove
 from sned.plans.store import save_plan
 from sned.runtime.method import Method, find_method
-from sned.runtime.planner import make_plan, removable
+from sned.runtime.planner import budgeted_layers, make_plan
 from sned.runtime.sweep import BATCH_TOKENS, STREAM_CHUNK_TOKENS
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def plan(request: PlanRequest, progress: Progress) -> Plan:
     method, options = validate(request)
     model = open_model(request.load, session)
     spare_source(model, request.out)
-    calibration = calibrate(request, method, model, session)
+    calibration = calibrate(request, method, options, model, session)
     with unfinished_work(request, job_facts(request, model, calibration, options)) as journal:
         made = run_method(request, method, model.view, calibration, journal, session, source=model.source)
         with atomic_folder(request.out, overwrite=request.overwrite) as folder:
@@ -58,9 +57,11 @@ def validate(request: PlanRequest) -> tuple[Method, dict[str, Any]]:
     return method, options
 
 
-def calibrate(request: PlanRequest, method: Method, model: Model, session: Session) -> Tokens | None:
+def calibrate(
+    request: PlanRequest, method: Method, options: dict[str, Any], model: Model, session: Session
+) -> Tokens | None:
     """Return the calibration tokens, where the method looks at any; the budget is checked first."""
-    layers_to_remove(request.budget, model.view.geometry, removable(model.view, method.parse(request.options)))
+    budgeted_layers(model.view, method, request.budget, options)
     if not method.needs_tokens:
         return None
     with session.phase("calibrate"):
@@ -101,9 +102,9 @@ def dry_run(request: PlanRequest | PruneRequest, progress: Progress) -> dict[str
     session = Session(Recorder(progress))
     method, options = validate(request)
     model = open_model(request.load, session)
-    calibration = calibrate(request, method, model, session)
+    calibration = calibrate(request, method, options, model, session)
     view = model.view
-    n = layers_to_remove(request.budget, view.geometry, removable(view, options))
+    n = budgeted_layers(view, method, request.budget, options)
     tokens = 0 if calibration is None else calibration.n_tokens
     evaluation = getattr(request, "evaluation", None)
     evaluated = 0 if evaluation is None else evaluation.tokens

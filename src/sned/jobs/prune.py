@@ -55,7 +55,7 @@ def prune(request: PruneRequest, progress: Progress) -> Report:
         find_method(name)
     dense = open_model(request.load, session)
     spare_source(dense, request.out)
-    calibration = calibrate(request, method, dense, session)
+    calibration = calibrate(request, method, options, dense, session)
     evaluation = read_text(dense, request.evaluation, seed=request.seed, evaluation=True)
     check_disjoint(calibration, evaluation, session, allow=request.allow_overlap)
     facts = job_facts(request, dense, calibration, options)

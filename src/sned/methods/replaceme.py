@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sned.errors import ConfigError
+from sned.errors import ConfigError, NumericalError
 from sned.plans.ops import DropLayers, Fold, Op, Replace
 from sned.runtime.context import Context
 from sned.runtime.depth import boundaries, check_span, distances, explain, layers_of, measure_distances
@@ -70,9 +71,8 @@ def replaceme(
     chooser = _Chooser(ctx, maker, positions, standalone, max(1, probe), boundaries(ctx, min_start, max_end))
     cuts = [check_span(ctx, span, layers)] if span else chooser.choose(split_evenly(layers, maps))
     fused = fuse(cuts)
-    for number, cut in enumerate(fused):
-        moments = chooser.known.get(cut) if number == 0 and len(fused) == 1 else None
-        yield from chooser.ops(cut, moments or chooser.collect([cut])[0], final=True)
+    for cut in fused:
+        yield from chooser.ops(cut, chooser.collect([cut])[0], final=True)
     ctx.scores["cuts"] = [chooser.row(cut) for cut in fused]
     ctx.scores["fit"] = maker.fits
 
@@ -150,7 +150,10 @@ class _Chooser:
         candidates = [self.ops(cut, moments) for cut, moments in zip(cuts, self.collect(cuts), strict=True)]
         windows = min(PROBE_WINDOWS, len(self.ctx.calibration))
         losses = self.ctx.losses(candidates, windows=windows)
-        rows = [{"start": s, "end": e, "nll": nll} for (s, e), nll in zip(cuts, losses, strict=True)]
+        if math.isinf(min(losses)):
+            raise NumericalError("no cut that was tried gives a finite loss", hint="try --dtype fp32, or --probe 0")
+        finite = [None if math.isinf(nll) else nll for nll in losses]
+        rows = [{"start": s, "end": e, "nll": nll} for (s, e), nll in zip(cuts, finite, strict=True)]
         self.ctx.scores.setdefault("probe", []).extend(rows)
         return cuts[min(range(len(cuts)), key=losses.__getitem__)]
 

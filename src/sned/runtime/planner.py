@@ -47,11 +47,7 @@ def make_plan(
         NumericalError: an activation or a system of equations is not finite.
     """
     parsed = method.parse(options or {})
-    if not method.takes_layers:
-        raise ConfigError(f"{method.name} takes no budget of layers")
-    if budget.layers is None and budget.remove is None and method.default_layers is not None:
-        budget = Budget(layers=method.default_layers)
-    n_layers = layers_to_remove(budget, view.geometry, removable(view, parsed))
+    n_layers = budgeted_layers(view, method, budget, parsed)
     base, dense = Base.of(view, source), Size.of(count(view))
     context = Context(view, tokens, budget, seed, journal or Journal(), progress)
     if cost is not None:
@@ -80,7 +76,21 @@ def make_plan(
     )
 
 
-def removable(view: View, options: Mapping[str, Any]) -> list[int]:
+def budgeted_layers(view: View, method: Method, budget: Budget, options: Mapping[str, Any]) -> int:
+    """Return how many layers a method is to remove; where the user gave no budget, what the method proposes.
+
+    Raises:
+        BudgetError: not that many layers may be removed.
+        ConfigError: there is no budget, or the method takes none of layers.
+    """
+    if not method.takes_layers:
+        raise ConfigError(f"{method.name} takes no budget of layers")
+    if budget.layers is None and budget.remove is None and method.default_layers is not None:
+        budget = Budget(layers=method.default_layers)
+    return layers_to_remove(budget, view.geometry, _removable(view, options))
+
+
+def _removable(view: View, options: Mapping[str, Any]) -> list[int]:
     """Return the present layers that a depth method may remove; those that protect some say so by their options."""
     end = options.get("max_end") or view.geometry.n_layers - 1
     return [i for i in view.layers if options.get("min_start", 1) <= i < end]
