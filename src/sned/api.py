@@ -32,6 +32,7 @@ def plan(
     calibration: Tokens | None = None,
     *,
     layers: int | None = None,
+    blocks: int | None = None,
     remove: float | None = None,
     remove_of: Literal["all", "body"] = "all",
     seed: int = 0,
@@ -46,6 +47,7 @@ def plan(
         method: A name that `sned methods` lists, or a generator decorated with `sned.method`.
         calibration: Tokens for methods that look at text.
         layers: Budget in layers.
+        blocks: Budget in attentions and MLPs.
         remove: Budget as a share, 0 to 1, of the parameters.
         remove_of: Share of all parameters, or of those in the decoder layers.
         seed: Of every random choice.
@@ -57,7 +59,7 @@ def plan(
         model.view.fork(),
         find_method(method),
         calibration,
-        Budget(layers=layers, remove=remove, remove_of=remove_of),
+        Budget(layers=layers, blocks=blocks, remove=remove, remove_of=remove_of),
         options,
         source=model.source,
         seed=seed,
@@ -101,6 +103,7 @@ def prune(
     out: str | Path,
     *,
     layers: int | None = None,
+    blocks: int | None = None,
     remove: float | None = None,
     remove_of: Literal["all", "body"] = "all",
     calibration: TextRequest | None = None,
@@ -114,11 +117,11 @@ def prune(
     request = PruneRequest(
         load=LoadRequest(source),
         method=method,
-        budget=Budget(layers=layers, remove=remove, remove_of=remove_of),
+        budget=Budget(layers=layers, blocks=blocks, remove=remove, remove_of=remove_of),
         out=Path(out),
         options=options,
         calibration=calibration or TextRequest(),
-        evaluation=evaluation or TextRequest(tokens=16_384),
+        evaluation=evaluation or TextRequest(),
         seed=seed,
         overwrite=overwrite,
         command=f"sned.prune({source!r}, {method!r}, ...)",

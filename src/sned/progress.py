@@ -20,6 +20,9 @@ class Progress:
         """Open a task of `total` units and give the callable that advances it."""
         yield lambda _units: None
 
+    def note(self, text: str) -> None:
+        """Show a few words beside what is running, in the place of the last ones; they are not kept."""
+
     def info(self, message: str) -> None:
         """Tell something worth knowing."""
 

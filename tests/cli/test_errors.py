@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .conftest import Outcome
 
 PRUNE = ["prune", "demo", "-m", "uidl", "--layers", "2", "-o", "out"]
+BLOCKS = ["prune", "demo", "-m", "blockpruner", "-o", "out"]
 CODES = {
     errors.ConfigError: 2,
     errors.UnsupportedModelError: 3,
@@ -36,7 +37,8 @@ JOBS = {
     "bench": ("sned.jobs.bench.bench", ["bench", "demo"]),
     "demo": ("sned.jobs.demo.demo", ["demo"]),
     "report": ("sned.jobs.report.rewrite", ["report", "out"]),
-    "dry run": ("sned.jobs.plan.dry_run", [*PRUNE, "--dry-run"]),
+    "import": ("sned.jobs.published.import_plan", ["import", "demo", "theirs.json", "-o", "out"]),
+    "dry run": ("sned.jobs.forecast.dry_run", [*PRUNE, "--dry-run"]),
 }
 
 
@@ -138,8 +140,13 @@ def test_too_little_memory_is_not_a_bug(
         (["prun"], 2, "Did you mean"),
         (["prune"], 2, "MODEL"),
         (["prune", "demo", "-m", "uidl", "--layers", "2"], 2, "--out"),
-        ([*PRUNE[:4], "-o", "out"], 2, "--layers N and --remove 25%"),
-        ([*PRUNE, "--remove", "25%"], 2, "both --layers and --remove"),
+        ([*PRUNE[:4], "-o", "out"], 2, "--layers N or --remove 25%"),
+        ([*PRUNE, "--remove", "25%"], 2, "--layers and --remove are given together"),
+        ([*PRUNE, "--blocks", "3"], 2, "--layers and --blocks are given together"),
+        ([*PRUNE[:4], "--blocks", "3", "-o", "out"], 2, "uidl takes no budget of blocks"),
+        ([*BLOCKS, "--layers", "3"], 2, "use --blocks N or --remove 25%"),
+        ([*BLOCKS, "--blocks", "0"], 5, "--blocks 0 removes nothing"),
+        ([*BLOCKS, "--blocks", "3", "--confidence", "2"], 2, "confidence"),
         ([*PRUNE[:4], "--remove", "25", "-o", "out"], 2, "25%"),
         ([*PRUNE[:4], "--remove", "most", "-o", "out"], 2, "not a share"),
         ([*PRUNE[:4], "--layers", "0", "-o", "out"], 5, "removes nothing"),
@@ -155,6 +162,9 @@ def test_too_little_memory_is_not_a_bug(
         (["prune", "demo", "-m", "uidle", "--layers", "2", "-o", "out"], 2, "did you mean uidl"),
         (["methods", "uidle"], 2, "did you mean uidl"),
         (["show", "nowhere"], 4, "no plan at nowhere"),
+        (["show", "nowhere", "--as", "multipruner"], 4, "no plan at nowhere"),
+        (["show", "nowhere", "--base", "demo"], 2, "--base is for --as multipruner"),
+        (["import", "demo", "nowhere.json", "-o", "out"], 4, "nowhere.json is not readable JSON"),
         (["report", "nowhere"], 8, "nowhere"),
     ],
 )

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .conftest import Outcome
 
 ROOT = typer.main.get_command(module.app)
-COMMANDS = ["prune", "plan", "apply", "demo", "show", "diff", "inspect", "scan", "methods", "eval", "bench", "report"]
+COMMANDS = ["prune", "plan", "apply", "import", "demo", "show", "diff"]
+COMMANDS += ["inspect", "scan", "methods", "eval", "bench", "report"]
 EXAMPLES = [
     line.strip()
     for command in ROOT.commands.values()  # type: ignore[attr-defined]

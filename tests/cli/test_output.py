@@ -94,6 +94,13 @@ def test_the_request_says_what_was_typed(sned: Callable[..., Outcome], pruning: 
 def test_prune_takes_a_share(sned: Callable[..., Outcome], pruning: list[PruneRequest]) -> None:
     sned(*PRUNE[:4], "--remove", "25%", "--remove-of", "body", "-o", "out")
     assert (pruning[0].budget.remove, pruning[0].budget.remove_of, pruning[0].budget.layers) == (0.25, "body", None)
+    assert pruning[0].calibration.tokens is None, "as many as the method is used to"
+
+
+def test_prune_takes_blocks(sned: Callable[..., Outcome], pruning: list[PruneRequest]) -> None:
+    sned("prune", "demo", "-m", "blockpruner", "--blocks", "12", "--search", "racing", "-o", "out")
+    assert pruning[0].budget.as_options() == {"blocks": 12}
+    assert pruning[0].options == {"search": "racing"}
 
 
 @pytest.mark.parametrize("json_too", [False, True])
@@ -105,7 +112,8 @@ def test_dry_run_starts_nothing(
         "method": "uidl",
         "options": {},
         "steps": ["load", "plan"],
-        "layers": {"present": 30, "to_remove": 2},
+        "remove": {"what": "blocks", "count": 12, "of": 60},
+        "trials": 654,
         "calibration_tokens": 65_536,
         "evaluation_tokens": 0,
         "streamed": False,
@@ -113,13 +121,13 @@ def test_dry_run_starts_nothing(
         "memory_available_bytes": 9_000_000_000,
         "seconds": 75.0,
     }
-    monkeypatch.setattr("sned.jobs.plan.dry_run", lambda *_: forecast)
+    monkeypatch.setattr("sned.jobs.forecast.dry_run", lambda *_: forecast)
     got = sned(*PRUNE, "--dry-run", *(["--json"] if json_too else []))
     assert (got.code, pruning) == (0, [])
     if json_too:
         assert got.document == forecast
     else:
-        for text in ("2 of 30 layers", "5.00\u202fMB", "1\u202fmin 15\u202fs"):
+        for text in ("12 of 60 attentions and MLPs", "about 654 trials", "5.00\u202fMB", "1\u202fmin 15\u202fs"):
             assert text in got.out
 
 
@@ -234,6 +242,15 @@ def test_methods_explains_one(sned: Callable[..., Outcome]) -> None:
     assert "sned prune demo -m replaceme --layers 6" in got.out
     document = sned("methods", "replaceme", "--json").document
     assert {"name": "maps", "type": "number", "default": 1}.items() <= document["options"][4].items()
+
+
+def test_methods_tells_budgets_and_tokens(sned: Callable[..., Outcome]) -> None:
+    got = sned("methods", "blockpruner")
+    for text in ("--blocks N or --remove 25%", "16,384 tokens unless told otherwise", "-m blockpruner --blocks 12"):
+        assert text in got.out
+    assert sned("methods", "random").out.count("tokens") == 0
+    document = sned("methods", "blockpruner", "--json").document
+    assert (document["budget"], document["calibration_tokens"]) == (["blocks", "remove"], 16_384)
 
 
 def test_plan_shows_what_it_decided(

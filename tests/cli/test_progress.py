@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from sned.cli import bars, requests, tables
-from sned.cli.bars import Bars, Lines
+from sned.cli.bars import Bars, Lines, Quiet
 from sned.cli.terminal import Terminal, display
 from sned.errors import BudgetError, ConfigError
 
@@ -126,14 +126,41 @@ def test_bars_of_a_table_show_small_values_beside_large_ones() -> None:
     assert tables.bars([None, 0.0], 10, log=True) == ["", ""]
 
 
+def test_news_stand_beside_the_innermost_bar_until_it_is_over(terminal: Terminal) -> None:
+    progress = Bars(terminal)
+    with progress.task("outer", 2), progress.task("inner", 2):
+        progress.note("best so far: [attn] 7")
+        assert progress._live is not None
+        progress._live.refresh()
+        shown = written(terminal)
+        progress.note("best so far: MLP 3")
+        progress._live.refresh()
+    inner = [line for line in shown.splitlines() if "inner" in line]
+    assert "best so far: [attn] 7" in inner[-1]
+    assert not any("best" in line for line in shown.splitlines() if "outer" in line)
+    later = written(terminal).removeprefix(shown)
+    assert "MLP 3" in later
+    assert "attn" not in later
+    with progress.task("again", 1):
+        progress._live.refresh()
+    assert "best" not in written(terminal).rpartition("again")[2]
+
+
+@pytest.mark.parametrize("kind", [Lines, Quiet])
+def test_logs_keep_no_news(terminal: Terminal, kind: type[Lines | Quiet]) -> None:
+    kind(terminal).note("best so far: MLP 3")
+    assert written(terminal) == ""
+
+
 def test_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert requests.budget("uidl", 6, None, "all").layers == 6
-    assert requests.budget("uidl", None, "25%", "body").remove == 0.25
+    assert requests.budget("uidl", 6, None, None, "all").layers == 6
+    assert requests.budget("uidl", None, None, "25%", "body").remove == 0.25
+    assert requests.budget("blockpruner", None, 12, None, "all").blocks == 12
     with pytest.raises(ConfigError, match="25%"):
-        requests.budget("uidl", None, "25", "all")
+        requests.budget("uidl", None, None, "25", "all")
     with pytest.raises(BudgetError):
-        requests.budget("uidl", -1, None, "all")
+        requests.budget("uidl", -1, None, None, "all")
     with pytest.raises(ConfigError, match="no budget"):
-        requests.budget("uidl", None, None, "all")
+        requests.budget("uidl", None, None, None, "all")
     monkeypatch.setattr("sned.runtime.method.Method.default_layers", 4)
-    assert requests.budget("uidl", None, None, "all").layers == 4
+    assert requests.budget("uidl", None, None, None, "all").layers == 4

@@ -21,12 +21,13 @@ pytestmark = [
     ),
 ]
 
-SHORT = ["--calib-tokens", "4096", "--seq-len", "512"]
+FP32 = ["--dtype", "fp32"]  # many CPUs compute in bf16, the dtype of the file, several times slower
+SHORT = ["--calib-tokens", "4096", "--seq-len", "512", *FP32]
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 BARE = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").eval()
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto", trust_remote_code="trust" in sys.argv).eval()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 ids = tokenizer("The capital of France is", return_tensors="pt")
 out = model.generate(**ids, max_new_tokens=8, do_sample=False)
@@ -85,6 +86,33 @@ def test_it_loads_and_generates_in_a_process_that_never_saw_sned(pruned: Path) -
     assert done.stdout.split() == ["LlamaForCausalLM", "24", "8"]
 
 
+def test_blocks_leave_a_model_that_runs_without_sned(home: Path) -> None:
+    out = home / "blocks"
+    sned(
+        "prune", "demo", "-m", "blockpruner", "--blocks", "3", "--search", "racing", "--calib-tokens", "512",
+        "--seq-len", "256", "--eval-tokens", "2048", *FP32, "-o", out,
+    )  # fmt: skip
+    report = json.loads((out / "sned" / "report.json").read_text())
+    steps = report["search"]["steps"]
+    assert len({step["cut"] for step in steps}) == 3
+    assert steps[-1]["params"] == report["model"]["params"]["pruned"] < report["model"]["params"]["dense"]
+    assert steps[1]["measured"] < steps[1]["candidates"], "what costs much is not tried again"
+    (chance,) = report["baselines"]
+    assert chance["removed"] == report["model"]["params"]["removed"]
+    dense, ours = report["quality"]["dense"]["perplexity"], report["quality"]["pruned"]["perplexity"]
+    assert 0.9 * dense < ours < 1.5 * dense
+    assert ours < chance["perplexity"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", BARE, str(out), "trust"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == "8"
+
+
 def test_the_folder_is_whole_and_nothing_is_left_beside_it(pruned: Path) -> None:
     names = {path.relative_to(pruned).as_posix() for path in pruned.rglob("*") if path.is_file()}
     expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
@@ -95,12 +123,12 @@ def test_the_folder_is_whole_and_nothing_is_left_beside_it(pruned: Path) -> None
 
 def test_its_plan_makes_the_same_weights_again(pruned: Path, home: Path) -> None:
     again = home / "again"
-    sned("apply", "demo", pruned, "-o", again)
+    sned("apply", "demo", pruned, *FP32, "-o", again)
     assert (again / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
 
 
 def test_a_plan_refuses_a_model_it_was_not_made_for(pruned: Path, home: Path) -> None:
-    done = sned("apply", pruned, pruned, "-o", home / "wrong", check=4)
+    done = sned("apply", pruned, pruned, *FP32, "-o", home / "wrong", check=4)
     assert "layers: 30 / 24" in done.stderr
     assert not (home / "wrong").exists()
 
@@ -110,14 +138,15 @@ def test_streamed_planning_gives_the_same_plan(home: Path) -> None:
     for mode in ("on", "off"):
         out = home / f"stream-{mode}"
         sned("plan", "demo", "-m", "replaceme", "--probe", "2", "--layers", "4", "--calib-tokens", "1024",
-             "--seq-len", "512", "--stream", mode, "-o", out)  # fmt: skip
+             "--seq-len", "512", *FP32, "--stream", mode, "-o", out)  # fmt: skip
         digests.add(json.loads((out / "plan.json").read_text())["digest"])
     assert len(digests) == 1
 
 
 def test_an_interrupted_job_says_how_to_resume_and_resumes(home: Path) -> None:
     straight, broken = home / "straight", home / "broken"
-    job = ["plan", "demo", "-m", "replaceme", "--layers", "5", "--calib-tokens", "2048", "--seq-len", "256", "-o"]
+    job = ["plan", "demo", "-m", "replaceme", "--layers", "5", "--calib-tokens", "2048", "--seq-len", "256"]
+    job += [*FP32, "-o"]
     sned(*job, straight)
     child = subprocess.Popen(
         [sys.executable, "-m", "sned", *job, str(broken)],
@@ -154,6 +183,6 @@ def test_weights_that_are_not_finite_are_named(pruned: Path, home: Path) -> None
     tensors["model.layers.3.mlp.up_proj.weight"][0, 0] = torch.nan
     save_file(tensors, sick / "model.safetensors", metadata={"format": "pt"})
     for stream in ("off", "on"):
-        few = ["--layers", "2", "--calib-tokens", "512", "--seq-len", "256"]
+        few = ["--layers", "2", "--calib-tokens", "512", "--seq-len", "256", *FP32]
         done = sned("plan", sick, "-m", "uidl", *few, "--stream", stream, "-o", home / "x", check=7)
         assert "layers.3" in done.stderr or "layer 3" in done.stderr

@@ -58,7 +58,7 @@ def test_it_has_the_sizes_it_has(name: str, cut: str) -> None:
 def gone(view: View, layer: int, kind: str) -> bool:
     """Whether the sublayer of an axis was removed."""
     if kind == "attn.group":
-        return not view.has_attention(layer)
+        return not view.has_branch(layer, "attn")
     return view.is_replaced(layer) or not any(True for _ in view.branch(layer, "mlp").parameters())
 
 

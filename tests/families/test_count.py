@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ from kit.planted import streamed_view
 from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, LAYERS, family_of, make_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from sned.models.count import count, head_flops
+from sned.models.count import branch_counts, count, head_flops, units_counts
 from sned.models.view import View
 from sned.plans.budget import Budget, layers_to_remove
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op, Replace
+
+if TYPE_CHECKING:
+    from sned.models.family import Family, Sublayer
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 TENSORS = {"map": torch.eye(HIDDEN)}
@@ -32,6 +37,13 @@ MLP_CUTS: dict[str, Op] = {
 CASES = [*((n, c) for n in FAMILY_NAMES for c in CUTS), *((n, c) for n in DENSE_NAMES for c in MLP_CUTS)]
 
 
+def sublayer_modules(family: Family, which: Sublayer) -> list[str]:
+    """The modules that a sublayer consists of, whether or not a variant has them all."""
+    if which == "attn":
+        return [family.attn, *family.attn_norms]
+    return [*([family.mlp] if family.mlp else [family.up, family.down]), *family.mlp_norms]
+
+
 def removed_by(op: Op, view: View) -> int:
     """The parameters that an op removes, by the names and shapes of the base model."""
     shapes, family = view.geometry.layer_shapes, view.family
@@ -42,7 +54,7 @@ def removed_by(op: Op, view: View) -> int:
         case Replace():
             return sum(sum(sizes[i].values()) for i in op.layers) - view.geometry.hidden**2
         case DropSublayer():
-            parts = [family.attn] if op.which == "attn" else [family.mlp] if family.mlp else [family.up, family.down]
+            parts = sublayer_modules(family, op.which)
             return sum(n for name, n in sizes[op.layer].items() if name.startswith(tuple(f"{p}." for p in parts)))
         case Keep():
             axis = view.axis(op.axis)
@@ -66,6 +78,42 @@ def test_the_difference_is_what_was_removed(name: str, cut: str) -> None:
     assert (saved.params, saved.body_params) == (expected, expected)
     assert count(hollow) == count(view)
     assert sum(p.numel() for p in view.model.parameters()) == dense.params - expected
+
+
+@pytest.mark.parametrize("name", DENSE_NAMES)
+def test_the_two_sublayers_are_the_layer(name: str) -> None:
+    """Nothing of a layer is left over, but for a norm that serves, or may serve, both sublayers."""
+    view = View(make_model(name))
+    attn, mlp = (branch_counts(view, 1, which).params for which in ("attn", "mlp"))
+    shared = 2 * HIDDEN if name in ("phi", "falcon/multi_query", "falcon/serial") else 0
+    assert view.geometry.layer_params(1) == attn + mlp + shared
+
+
+@pytest.mark.parametrize(("name", "which"), [*((n, "attn") for n in FAMILY_NAMES), *((n, "mlp") for n in DENSE_NAMES)])
+def test_a_sublayer_counts_what_it_frees(name: str, which: Sublayer) -> None:
+    """All but the two numbers that a layer without attention still leaves in the cache, to count positions by."""
+    view = View(make_model(name))
+    dense, expected = count(view), branch_counts(view, 1, which)
+    DropSublayer(layer=1, which=which).apply(view, TENSORS)
+    place_holder = 2 * FLOAT32 if which == "attn" else 0
+    assert dense - count(view) == replace(expected, kv_bytes_per_token=expected.kv_bytes_per_token - place_holder)
+
+
+def cuttable() -> list[tuple[str, str]]:
+    """One axis of each kind that has more than one unit, in every family."""
+    views = {name: View(make_model(name)) for name in FAMILY_NAMES}
+    return [(n, a.name) for n, v in views.items() for a in v.geometry.axes.values() if a.layer == 1 and a.size > 1]
+
+
+@pytest.mark.parametrize(("name", "axis"), cuttable())
+def test_units_count_what_they_free(name: str, axis: str) -> None:
+    """From the whole axis, and once more from what is left of it; with the weights and without."""
+    for view in (View(make_model(name)), streamed_view(name)):
+        for gone in (1, 2):
+            if len(alive := view.alive[axis]) > gone:
+                before, expected = count(view), units_counts(view, view.axis(axis), gone)
+                Keep(axis=axis, units=alive[gone:]).apply(view, TENSORS)
+                assert before - count(view) == expected
 
 
 @every_family

@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from kit.compare import assert_differ, assert_same_logits, logits, swept
-from kit.planted import idle_layers
+from kit.planted import idle_layers, layers_of, streamed_view
 from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model
 
 from sned.errors import PlanError, UnsupportedModelError
+from sned.models.geometry import path
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sned.models.family import Sublayer
+
+    MakeView = Callable[[str], View]
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 every_dense_family = pytest.mark.parametrize("name", DENSE_NAMES)
@@ -86,11 +91,52 @@ def test_a_trial_works_on_what_earlier_ops_left(name: str) -> None:
     assert_same_logits(logits(view.model), tried)
 
 
+def silenced(name: str, layer: int, which: Sublayer) -> torch.Tensor:
+    """The logits of a model in which one sublayer writes zeros, everything else being there."""
+    model, row = make_model(name), family_of(name)
+    out = path(row.attn, row.o) if which == "attn" else path(row.mlp, row.down)
+    for param in layers_of(model)[layer].get_submodule(out).parameters():
+        param.data.zero_()
+    return logits(model)
+
+
 @every_dense_family
+@pytest.mark.parametrize("which", ["attn", "mlp"])
 @pytest.mark.parametrize("layer", ENDS)
-def test_a_layer_without_both_sublayers_is_no_layer(name: str, layer: int) -> None:
-    emptied = applied(name, *(DropSublayer(layer=layer, which=which) for which in ("attn", "mlp")))
-    assert_same_logits(emptied, applied(name, DropLayers(layers=[layer])))
+def test_dropping_a_sublayer_with_its_norms_is_silencing_it(name: str, layer: int, which: Sublayer) -> None:
+    view = View(make_model(name))
+    DropSublayer(layer=layer, which=which).apply(view, TENSORS)
+    assert_differ(logits(view.model), logits(make_model(name)))
+    assert_same_logits(logits(view.model), silenced(name, layer, which))
+    gone, other = view.parts(layer, which), view.parts(layer, "mlp" if which == "attn" else "attn")
+    left = {n.partition(".")[0] for n, _ in view.layer(layer).named_parameters()}
+    assert not left & set(gone)
+    assert set(other) <= left
+
+
+@every_dense_family
+@pytest.mark.parametrize("make", [lambda name: View(make_model(name)), streamed_view], ids=["loaded", "streamed"])
+@pytest.mark.parametrize("order", [("attn", "mlp"), ("mlp", "attn")], ids=["attn first", "mlp first"])
+def test_a_layer_without_both_sublayers_is_gone(name: str, order: tuple[Sublayer, ...], make: MakeView) -> None:
+    emptied, dropped = make(name), make(name)
+    for layer in (0, LAYERS - 1):
+        for which in order:
+            DropSublayer(layer=layer, which=which).apply(emptied, TENSORS)
+    DropLayers(layers=[0, LAYERS - 1]).apply(dropped, TENSORS)
+    assert list(emptied.layers) == list(dropped.layers)
+    assert emptied.model.config.to_dict() == dropped.model.config.to_dict()
+    assert_same_logits(swept(emptied), swept(dropped), exact=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_the_last_sublayer_stays(name: str) -> None:
+    view = View(make_model(name))
+    DropLayers(layers=[0, 1, 2, 3]).apply(view, TENSORS)
+    DropSublayer(layer=4, which="attn").apply(view, TENSORS)
+    left = logits(view.model)
+    with pytest.raises(PlanError, match="every decoder layer"):
+        DropSublayer(layer=4, which="mlp").apply(view, TENSORS)
+    assert_same_logits(logits(view.model), left, exact=True)
 
 
 @every_dense_family

@@ -86,6 +86,20 @@ def test_reloaded_equals_in_memory(tmp_path: Path, change) -> None:
             assert not stock
 
 
+def test_what_transformers_saves_again_still_loads(tmp_path: Path) -> None:
+    """The file that builds the layers goes along, and so does what it reads."""
+    again: dict[Path, torch.Tensor] = {}
+    for folder in saved(tmp_path, uneven, FAMILY_NAMES):
+        model = load(str(folder)).view.model
+        again[folder.with_name("again")] = logits(model)
+        model.save_pretrained(folder.with_name("again"))
+    computed = strangers_view(tmp_path, list(again))
+    for folder, want in again.items():
+        assert_same_logits(computed[f"{folder}:full"], want)
+        assert_same_logits(computed[f"{folder}:cached"], want)
+        assert_same_logits(logits(load(str(folder)).view.model), want)
+
+
 @pytest.mark.parametrize("name", DENSE_NAMES)
 def test_streamed_from_disk_computes_and_saves_the_same(tmp_path: Path, name: str) -> None:
     source = save_model_folder(tmp_path / "dense", name, max_shard_size="60kB")
@@ -107,11 +121,3 @@ def test_experts_cannot_be_streamed_and_the_user_is_told(tmp_path: Path, name: s
     source = save_model_folder(tmp_path / "dense", name)
     with pytest.raises(UnsupportedModelError, match="--stream off"):
         load(str(source), stream="on")
-
-
-def test_an_uneven_checkpoint_never_loads_by_accident(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    (folder,) = saved(tmp_path, uneven, ["llama"])
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)

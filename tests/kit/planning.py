@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kit.compare import logits
-from kit.tiny import make_model, tokens
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, make_model, tokens
 from sned.models.view import View
 from sned.plans.budget import Budget
 from sned.progress import Progress
+from sned.runtime import context, search, sweep
 from sned.runtime.journal import Journal
 from sned.runtime.method import Method, all_methods, find_method
 from sned.runtime.planner import make_plan
@@ -21,14 +22,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    import pytest
     import torch
 
     from sned.data.tokens import Tokens
+    from sned.plans.budget import BudgetKind
     from sned.plans.plan import Plan
 
 METHODS = sorted(method.name for method in all_methods())
 BUDGET = 2
 """Layers of five that the contracts remove."""
+BUDGETS: dict[BudgetKind, Budget] = {
+    "layers": Budget(layers=BUDGET),
+    "blocks": Budget(blocks=3),
+    "remove": Budget(remove=0.15, remove_of="body"),
+}
+"""What they ask of a method, by the first kind of budget that it takes."""
+REFUSED = {"multipruner": set(FAMILY_NAMES) - set(DENSE_NAMES)}
+"""Families for which a method has nothing to offer, and says so; every other works everywhere."""
+PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFUSED.get(m, ())]
 
 
 class Messages(Progress):
@@ -88,13 +100,25 @@ def calibration() -> Tokens:
     return tokens(6, 16, seed=3)
 
 
+def budget_for(method: str | Method) -> Budget:
+    """Return what the contracts ask of a method."""
+    return BUDGETS[find_method(method).budgets[0]]
+
+
+def small_batches(monkeypatch: pytest.MonkeyPatch, tokens: int = 32) -> None:
+    """Let a pass over the tokens of the contracts take three batches."""
+    for module in (sweep, search, context):
+        monkeypatch.setattr(module, "BATCH_TOKENS", tokens)
+
+
 def plan_on(view: View, method: str | Method, folder: Path | None = None, **given: Any) -> Plan:
     """Plan with the tokens and the budget of the contracts; `given` may name others, and options."""
+    budget = {field.name: given.pop(field.name) for field in fields(Budget) if field.name in given}
     return make_plan(
         view,
         find_method(method),
         given.pop("tokens", calibration()),
-        Budget(layers=given.pop("layers", BUDGET)),
+        Budget(**budget) if budget else budget_for(method),
         source="here",
         seed=given.pop("seed", 0),
         journal=Journal(folder),

@@ -7,26 +7,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 from kit.compare import assert_differ, assert_same_logits, logits, swept
-from kit.planning import BUDGET, METHODS, Kill, Steps, plan_on, planned
+from kit.planning import METHODS, PAIRS, REFUSED, Kill, Steps, budget_for, calibration, plan_on, planned, small_batches
 from kit.planted import streamed_view
-from kit.tiny import FAMILY_NAMES, LAYERS, make_model
+from kit.tiny import LAYERS, make_model, tokens
 
+from sned.errors import UnsupportedModelError
 from sned.models.count import count
 from sned.models.view import View
 from sned.plans.budget import Budget
 from sned.plans.plan import Size
 from sned.plans.store import load_plan, save_plan
 from sned.runtime import journal as journals
-from sned.runtime import sweep as sweeps
 from sned.runtime.method import find_method
 from sned.runtime.planner import make_plan
-from sned.runtime.sweep import Cost
+from sned.runtime.sweep import SUBLAYERS, Cost
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-everywhere = pytest.mark.parametrize("name", FAMILY_NAMES)
+everywhere = pytest.mark.parametrize(("method", "name"), PAIRS)
 every_method = pytest.mark.parametrize("method", METHODS)
+whole_layers = pytest.mark.parametrize("method", [m for m in METHODS if "layers" in find_method(m).budgets])
+MOMENTS = 24
+"""Where a run has more steps than that, it is killed at so many of them, evenly spread."""
 
 
 def as_typed(value: object) -> str:
@@ -35,14 +38,13 @@ def as_typed(value: object) -> str:
 
 
 @pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def saved_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three batches in a pass, each saved."""
-    monkeypatch.setattr(sweeps, "BATCH_TOKENS", 32)
+    small_batches(monkeypatch)
     monkeypatch.setattr(journals, "SAVE_EVERY_SECONDS", 0.0)
 
 
 @everywhere
-@every_method
 def test_the_same_input_gives_the_same_plan(method: str, name: str) -> None:
     first = planned(method, name)
     view = View(make_model(name))
@@ -53,7 +55,6 @@ def test_the_same_input_gives_the_same_plan(method: str, name: str) -> None:
 
 
 @everywhere
-@every_method
 def test_a_plan_on_disk_makes_the_planned_model(method: str, name: str, tmp_path: Path) -> None:
     made = planned(method, name)
     save_plan(made.plan, tmp_path)
@@ -67,24 +68,28 @@ def test_a_plan_on_disk_makes_the_planned_model(method: str, name: str, tmp_path
 
 
 @everywhere
-@every_method
 def test_the_budget_is_met(method: str, name: str) -> None:
-    plan = planned(method, name).plan
+    plan, budget = planned(method, name).plan, budget_for(method)
     view = View(make_model(name))
     assert plan.dense == Size.of(count(view))
     plan.apply(view)
     assert plan.pruned == Size.of(count(view))
-    maps = sum(op.op == "replace" for op in plan.ops)
-    assert len(view.layers) == LAYERS - BUDGET + maps
-    assert plan.stages[0].options["layers"] == BUDGET
+    assert budget.as_options().items() <= plan.stages[0].options.items()
+    if budget.layers is not None:
+        maps = sum(op.op == "replace" for op in plan.ops)
+        assert len(view.layers) == LAYERS - budget.layers + maps
+    elif budget.blocks is not None:
+        left = sum(view.has_branch(i, which) for i in view.layers for which in SUBLAYERS)
+        assert left == 2 * LAYERS - budget.blocks
+    else:
+        assert 1 - plan.pruned.body_params / plan.dense.body_params >= (budget.remove or 0)
 
 
 @everywhere
-@every_method
 def test_scores_and_options_are_json(method: str, name: str) -> None:
     stage = planned(method, name).plan.stages[0]
     assert json.loads(json.dumps(stage.scores, allow_nan=False)) == stage.scores
-    given = {k: v for k, v in stage.options.items() if k not in ("layers", "seed")}
+    given = {k: v for k, v in stage.options.items() if k not in (*budget_for(method).as_options(), "seed")}
     kind = find_method(method)
     assert given.keys() == {option.name for option in kind.options}
     assert kind.parse(json.loads(json.dumps(given))) == given
@@ -92,7 +97,6 @@ def test_scores_and_options_are_json(method: str, name: str) -> None:
 
 
 @everywhere
-@every_method
 def test_a_streamed_model_gives_the_same_plan(method: str, name: str) -> None:
     view = streamed_view(name)
     plan = plan_on(view, method)
@@ -101,8 +105,7 @@ def test_a_streamed_model_gives_the_same_plan(method: str, name: str) -> None:
 
 
 @everywhere
-@every_method
-@pytest.mark.usefixtures("small_batches")
+@pytest.mark.usefixtures("saved_batches")
 def test_a_killed_run_goes_on_where_it_stopped(method: str, name: str, tmp_path: Path) -> None:
     steps, whole = Steps(), Cost()
     straight = plan_on(View(make_model(name)), method, progress=steps, cost=whole)
@@ -120,11 +123,11 @@ def test_a_killed_run_goes_on_where_it_stopped(method: str, name: str, tmp_path:
 
 
 @every_method
-@pytest.mark.usefixtures("small_batches")
+@pytest.mark.usefixtures("saved_batches")
 def test_no_step_is_a_bad_moment_to_be_killed(method: str, tmp_path: Path) -> None:
     steps = Steps()
     straight = plan_on(View(make_model("llama")), method, progress=steps)
-    for after in range(steps.total):
+    for after in range(0, steps.total, -(-steps.total // MOMENTS) or 1):
         folder = tmp_path / str(after)
         with pytest.raises(KeyboardInterrupt):
             plan_on(View(make_model("llama")), method, folder, progress=Kill(after))
@@ -132,11 +135,12 @@ def test_no_step_is_a_bad_moment_to_be_killed(method: str, tmp_path: Path) -> No
 
 
 @every_method
-@pytest.mark.usefixtures("small_batches")
+@pytest.mark.usefixtures("saved_batches")
 def test_a_run_killed_again_and_again_arrives(method: str, tmp_path: Path) -> None:
     """Each attempt gets through a few steps only, counting those it skips."""
-    straight = plan_on(View(make_model("mistral")), method)
-    for after in range(1, 100):
+    steps = Steps()
+    straight = plan_on(View(make_model("mistral")), method, progress=steps)
+    for after in range(1, steps.total + 20, 1 + steps.total // 20):
         try:
             plan = plan_on(View(make_model("mistral")), method, tmp_path, progress=Kill(after))
         except KeyboardInterrupt:
@@ -158,11 +162,12 @@ def test_a_finished_run_costs_nothing_to_repeat(method: str, tmp_path: Path) -> 
 def test_other_tokens_or_weights_do_not_meet_old_results(method: str, tmp_path: Path) -> None:
     """One journal serves several runs; only what was measured on the same input may be taken from it."""
     plan_on(View(make_model("llama")), method, tmp_path)
-    fresh = plan_on(View(make_model("llama", seed=1)), method)
-    assert plan_on(View(make_model("llama", seed=1)), method, tmp_path).digest == fresh.digest
+    for seed, text in ((1, calibration()), (0, tokens(6, 16, seed=4))):
+        fresh = plan_on(View(make_model("llama", seed)), method, tokens=text)
+        assert plan_on(View(make_model("llama", seed)), method, tmp_path, tokens=text).stages == fresh.stages
 
 
-@every_method
+@whole_layers
 def test_the_first_and_the_last_layer_stay(method: str) -> None:
     view = View(make_model("llama"))
     plan_on(view, method, layers=LAYERS - 2)
@@ -182,8 +187,9 @@ def test_a_second_stage_goes_on_from_the_first(method: str) -> None:
     """It speaks base coordinates, chooses among what is left, and both stages in a row make the model."""
     view = View(make_model("llama"))
     first = plan_on(view, "uidl", layers=1, span="2:3")
-    second = plan_on(view, method, layers=2)
-    assert list(view.layers) == [0, LAYERS - 1] or second.ops[-1].op == "replace"
+    second = plan_on(view, method)
+    if "layers" in find_method(method).budgets:
+        assert list(view.layers) == [0, LAYERS - 1] or second.ops[-1].op == "replace"
     fresh = View(make_model("llama"))
     first.then(second).apply(fresh)
     assert_same_logits(logits(fresh.model), logits(view.model), exact=True)
@@ -196,7 +202,16 @@ def test_methods_describe_themselves(method: str) -> None:
     assert found.summary.endswith(".")
     assert found.title
     assert all(option.help for option in found.options), f"options of {method} need help texts"
-    assert found.takes_layers
+    assert found.budgets
+
+
+@pytest.mark.parametrize(("method", "name"), [(m, name) for m in REFUSED for name in sorted(REFUSED[m])])
+def test_a_model_that_a_method_cannot_prune_is_refused_in_words(method: str, name: str) -> None:
+    view = View(make_model(name))
+    before = count(view)
+    with pytest.raises(UnsupportedModelError, match=r"of this model are .*\n"):
+        plan_on(view, method)
+    assert count(view) == before
 
 
 def test_a_share_of_the_parameters_is_a_budget_too() -> None:

@@ -180,7 +180,8 @@ class TestResume:
         monkeypatch.setattr(sweeps, "BATCH_TOKENS", 32)
         monkeypatch.setattr(journals, "SAVE_EVERY_SECONDS", 0.0)
         steps = Steps()
-        straight = replaceme(View(make_model(name)), progress=steps, **given)
+        # with a journal, since what it answers is no step
+        straight = replaceme(View(make_model(name)), folder=tmp_path / "straight", progress=steps, **given)
         for after in range(1, steps.total, 4):
             folder = tmp_path / str(after)
             with pytest.raises(KeyboardInterrupt):

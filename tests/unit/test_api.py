@@ -11,7 +11,7 @@ from kit.tiny import save_model_folder, tokens
 
 import sned
 from sned.checkpoint import save as saving
-from sned.errors import CheckpointError, NumericalError, PlanError, VerificationError
+from sned.errors import CheckpointError, ConfigError, NumericalError, PlanError, VerificationError
 from sned.plans.ops import DropLayers
 
 
@@ -38,6 +38,16 @@ def test_planning_and_applying_leave_the_model_as_it_is(model: sned.Model) -> No
 def test_a_method_of_ones_own_needs_no_registration(model: sned.Model) -> None:
     assert sned.plan(model, first_ones).summary() == "remove layers 1-2"
     assert sned.plan(model, first_ones, layers=1).summary() == "remove layers 1"
+
+
+def test_blocks_are_a_budget(model: sned.Model) -> None:
+    plan = sned.plan(model, "blockpruner", tokens(), blocks=2, search="racing")
+    assert len(plan.ops) == 2
+    assert plan.stages[0].options["blocks"] == 2
+    with pytest.raises(ConfigError, match="--layers and --blocks are given together"):
+        sned.plan(model, "blockpruner", tokens(), layers=2, blocks=2)
+    with pytest.raises(ConfigError, match="use --blocks N or --remove 25%"):
+        sned.plan(model, "blockpruner", tokens(), layers=2)
 
 
 def test_saved_and_loaded_is_the_same(model: sned.Model, tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
-"""Budgets: what a user may write, and how many layers that makes."""
+"""Budgets: what a user may write, and how many layers, blocks or parameters that makes."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any, Literal
 
 import pytest
 
 from sned.errors import BudgetError, ConfigError
 from sned.models.geometry import Geometry
-from sned.plans.budget import Budget, layers_to_remove, parse_share
+from sned.plans.budget import Budget, Goal, goal_of, layers_to_remove, parse_share
 
 SIZES = (100, 100, 100, 100, 100, 300)
 REST = 200
@@ -120,3 +121,56 @@ class TestLayers:
             layers(Budget(layers=1), removable=range(1, 1))
         assert "at most 0 of 6 layers" in str(caught.value)
         assert "give 1 to 0" not in str(caught.value)
+
+
+class TestKinds:
+    @pytest.mark.parametrize(
+        ("budget", "kind", "options"),
+        [
+            (Budget(), None, {}),
+            (Budget(layers=2), "layers", {"layers": 2}),
+            (Budget(blocks=3), "blocks", {"blocks": 3}),
+            (Budget(remove=0.2), "remove", {"remove": 0.2, "remove_of": "all"}),
+            (Budget(remove=0.2, remove_of="body"), "remove", {"remove": 0.2, "remove_of": "body"}),
+        ],
+    )
+    def test_a_budget_knows_what_was_given(self, budget: Budget, kind: str | None, options: dict[str, object]) -> None:
+        assert budget.kind == kind
+        assert budget.as_options() == options
+
+    @pytest.mark.parametrize("given", [{"layers": 1, "remove": 0.1}, {"blocks": 1, "layers": 1}], ids=str)
+    def test_two_at_once_are_refused(self, given: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match="are given together") as caught:
+            Budget(**given)
+        assert all(f"--{kind}" in str(caught.value) for kind in given)
+
+
+class TestGoals:
+    @pytest.mark.parametrize("n", [1, 7, 11])
+    def test_blocks_are_counted(self, n: int) -> None:
+        assert goal_of(Budget(blocks=n), geometry()) == Goal(blocks=n)
+
+    @pytest.mark.parametrize("n", [0, -1, 12])
+    def test_one_block_has_to_stay(self, n: int) -> None:
+        with pytest.raises(BudgetError, match=f"--blocks {n} is out of reach") as caught:
+            goal_of(Budget(blocks=n), geometry())
+        assert caught.value.hint == "give 1 to 11"
+
+    @pytest.mark.parametrize(
+        ("share", "of", "params"), [(0.25, "all", 250), (0.2501, "all", 251), (0.25, "body", 200), (0.7999, "all", 800)]
+    )
+    def test_a_share_is_rounded_up_to_whole_parameters(
+        self, share: float, of: Literal["all", "body"], params: int
+    ) -> None:
+        assert goal_of(Budget(remove=share, remove_of=of), geometry()) == Goal(params=params)
+
+    @pytest.mark.parametrize("share", [0.8, 0.95])
+    def test_more_than_the_body_is_refused(self, share: float) -> None:
+        with pytest.raises(BudgetError, match="more than all decoder layers together") as caught:
+            goal_of(Budget(remove=share), geometry())
+        assert caught.value.hint == "they hold 80.0% of the parameters"
+
+    def test_only_what_was_asked_for_counts(self) -> None:
+        blocks, params = Goal(blocks=2), Goal(params=100)
+        assert [blocks.reached(n, 10**6) for n in (0, 1, 2, 3)] == [False, False, True, True]
+        assert [params.reached(99, n) for n in (0, 99, 100)] == [False, False, True]

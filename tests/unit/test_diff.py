@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sned.plans.diff import Difference, LayerState, diff_plans, layer_states
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Replace, SetWeight
 from sned.plans.plan import Base, Plan, Size, Stage
 
 if TYPE_CHECKING:
@@ -53,6 +53,12 @@ def test_later_ops_come_on_top() -> None:
     assert layer_states(plan(*trimmed, DropLayers(layers=[1])))[1] == LayerState("removed", "removed", "removed")
 
 
+def test_a_layer_that_lost_both_parts_is_gone() -> None:
+    lost = [DropSublayer(layer=3, which="mlp"), DropSublayer(layer=3, which="attn")]
+    whole = layer_states(plan(DropLayers(layers=[3])))[3]
+    assert layer_states(plan(Keep(axis="layers.3.mlp.hidden", units=[0]), *lost))[3] == whole
+
+
 def test_a_plan_does_not_differ_from_itself() -> None:
     one = plan(DropLayers(layers=[2, 3]))
     assert diff_plans(one, one) == []
@@ -76,3 +82,17 @@ def test_the_trimmed_and_the_folded_are_told_apart() -> None:
 def test_different_units_of_one_axis_are_a_difference() -> None:
     first, second = (plan(Keep(axis="layers.1.mlp.hidden", units=units)) for units in (range(10), range(20)))
     assert diff_plans(first, second) != []
+
+
+def test_refitted_layers_are_marked_and_told_apart() -> None:
+    cuts = [Keep(axis="layers.1.mlp.hidden", units=range(4)), DropSublayer(layer=3, which="attn")]
+    values = [SetWeight(layer=i, param="mlp.down_proj.weight", tensor="t") for i in (1, 2)]
+    states = layer_states(plan(*cuts, *values))
+    assert [(s.note, s.refitted) for s in states[1:4]] == [
+        ("4 mlp units kept; refitted", True),
+        ("refitted", True),
+        ("", False),
+    ]
+    assert [d.layers for d in diff_plans(plan(*cuts), plan(*cuts, *values))] == ["1", "2"]
+    gone = layer_states(plan(*values, DropLayers(layers=[1])))[1]
+    assert gone == LayerState("removed", "removed", "removed")

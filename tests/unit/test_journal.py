@@ -57,6 +57,35 @@ class TestValues:
             journal.recall("loss", KEY, fail)
         assert journal.recall("loss", KEY, lambda: 5) == 5
 
+    def test_a_value_may_be_looked_up_and_kept_apart(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path)
+        assert journal.lookup("loss", KEY) is None
+        journal.keep("loss", KEY, [[0.1, 1e-300]])
+        for each in (journal, Journal(tmp_path)):
+            assert each.lookup("loss", KEY) == [[0.1, 1e-300]]
+            assert each.lookup("loss", [*KEY, 0]) is None
+        journal.keep("loss", KEY, [])
+        assert Journal(tmp_path).lookup("loss", KEY) == []
+
+    def test_a_line_that_a_kill_cut_short_is_as_if_never_written(self, tmp_path: Path) -> None:
+        journal, file = Journal(tmp_path), tmp_path / "done" / "values.jsonl"
+        journal.keep("loss", 1, [1.5])
+        journal.keep("loss", 2, [2.5])
+        whole = file.read_text()
+        first = len(whole.splitlines(keepends=True)[0])
+        for end in range(first, len(whole)):
+            file.write_text(whole[:end])
+            again = Journal(tmp_path)
+            assert (again.lookup("loss", 1), again.lookup("loss", 2)) == ([1.5], None)
+            again.keep("loss", 2, [3.5])
+            last = Journal(tmp_path)
+            assert (last.lookup("loss", 1), last.lookup("loss", 2)) == ([1.5], [3.5])
+
+    def test_without_a_folder_nothing_is_found(self) -> None:
+        journal = Journal()
+        journal.keep("loss", KEY, 1)
+        assert journal.lookup("loss", KEY) is None
+
 
 class TestTensors:
     def test_what_is_saved_is_loaded(self, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class TestSignature:
         ]
 
     def test_the_budget_is_no_option(self) -> None:
-        assert sample.takes_layers
+        assert sample.budgets == ("layers", "remove")
         assert "layers" not in {option.name for option in sample.options}
         with pytest.raises(ConfigError, match="no option 'layers'"):
             sample.parse({"layers": 3})

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace, SetWeight
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Op)
 
@@ -33,6 +33,11 @@ EXAMPLES = [
         Replace(layers=range(13, 19), tensor="map.2e"),
         {"op": "replace", "layers": "13-18", "spec": "linear", "tensor": "map.2e"},
         "replace layers 13-18 by one linear map",
+    ),
+    (
+        SetWeight(layer=7, param="mlp.down_proj.weight", tensor="w.3d"),
+        {"op": "set_weight", "layer": 7, "param": "mlp.down_proj.weight", "tensor": "w.3d"},
+        "set mlp.down_proj.weight of layer 7",
     ),
 ]
 

@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from sned.errors import CheckpointError
-from sned.report import card, facts, html, numbers, plots, schema, text
-from sned.report.schema import Report
+from sned.report import card, facts, html, numbers, plots, schema, search_picture, text
+from sned.report.schema import Report, Search
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,7 @@ OPTIONAL = (
     "importance",
     "probe",
     "fit",
+    "search",
 )
 
 
@@ -110,7 +111,20 @@ def full(depth: int = 8, start: int = 3, end: int = 5) -> dict[str, Any]:
                 "relative_error": 0.4,
             }
         ],
-        "baselines": [{"method": "uidl", "perplexity": 41.0, "layers": "3-4"}],
+        "search": {
+            "objective": "perplexity",
+            "mode": "racing",
+            "steps": [
+                {"cut": cut, "loss": 3.1 + n, "increase": 0.1 + n, "tokens": 960, "measured": 4, "candidates": 16 - n}
+                | {"params": before + 500 - 100 * n}
+                for n, cut in enumerate(("attn.6", "mlp.5+attn.6", "mlp.2:1024"))
+            ],
+            "ranking": [{"cut": "attn.6", "loss": 3.1}, {"cut": "mlp.0", "loss": None}],
+        },
+        "baselines": [
+            {"method": "uidl", "perplexity": 41.0, "layers": "3-4"},
+            {"method": "random (same shape)", "perplexity": 99.0, "removed": 0.4, "note": "drawn by chance"},
+        ],
         "samples": [{"prompt": "Once", "dense": " upon a time", "pruned": " upon"}],
         "warnings": ["too few tokens"],
     }
@@ -269,7 +283,7 @@ def test_page_leaves_out_what_was_not_measured() -> None:
     assert Page(html.render(Report.model_validate(bare()))).headings == ["Before and after", "Do it again"]
     everything = Page(html.render(Report.model_validate(full()))).headings
     assert everything[0] == "Read this first"
-    assert len(everything) == 8
+    assert len(everything) == 9
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
@@ -314,9 +328,74 @@ def test_verdict_in_plain_words() -> None:
     put(data, "stack.6.attention", "removed")
     put(data, "stack.7.state", "replaced")
     assert facts.removal(Report.model_validate(data)) == (
-        "2 of 8 layers removed (3–4), 1 layer replaced by a linear map (7), 1 attention block removed (6)"
+        "3 attentions (3–4, 6) and 2 MLPs (3–4) removed, 5 of 16 blocks, both of layers 3–4, "
+        "1 of 8 layers replaced by a linear map (7)"
     )
     assert facts.verdict(Report.model_validate(bare())).startswith("No layer removed")
+
+
+def test_blocks_and_widths_in_plain_words() -> None:
+    stack = [{"layer": n, "state": "kept", "attention": "kept", "mlp": "kept"} for n in range(4)]
+    stack[0]["attention"] = stack[2]["mlp"] = stack[3]["attention"] = "removed"
+    report = Report.model_validate(bare() | {"stack": stack})
+    assert facts.removal(report) == "2 attentions (0, 3) and 1 MLP (2) removed, 3 of 8 blocks"
+    rows = {row.label: (row.dense, row.pruned) for row in facts.rows(report)}
+    assert (rows["Attentions"], rows["MLPs"]) == (("4", "2"), ("4", "3"))
+    assert "Decoder layers" not in rows
+    stack[1] |= {"mlp": "trimmed", "mlp_left": 0.25}
+    assert facts.removal(Report.model_validate(bare() | {"stack": stack})).endswith("8 blocks, 1 MLP narrowed (1)")
+
+
+def test_what_a_baseline_removed_is_told_where_it_differs() -> None:
+    report = Report.model_validate(full())
+    same, chance = report.baselines
+    assert facts.compared(report, same) == ""
+    assert facts.compared(report, chance) == "drawn by chance, removed 40.0% of the parameters"
+    for shown in (text.plain(report, 200), card.render_card(report, {}, name="x"), html.render(report)):
+        assert "drawn by chance, removed 40.0%" in shown
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [("attn.7", "attn 7"), ("mlp.3+attn.4", "MLP 3 + attn 4"), ("mlp.3:1024", "MLP 3 → 1024"), ("other", "other")],
+)
+def test_steps_in_plain_words(cut: str, words: str) -> None:
+    assert facts.spell_cut(cut) == words
+
+
+def test_page_shows_every_step_of_a_search() -> None:
+    page = html.render(Report.model_validate(full()))
+    for words in ("1. attn 6", "2. MLP 5 + attn 6", "3. MLP 2 → 1024", "4 of 16", "+2.10", "not finite"):
+        assert words in page
+    drawn = search_picture.search(Report.model_validate(full()).search, 8500)  # type: ignore[arg-type]
+    for words in ("attn 6", "MLP 5 + attn 6", "MLP 2 → 1024", "log scale"):
+        assert words in drawn
+
+
+@pytest.mark.parametrize("kind", ["perplexity", "kl"])
+@pytest.mark.parametrize("n", [1, 40, 300])
+def test_a_search_of_any_length_can_be_drawn(kind: str, n: int) -> None:
+    step = {"cut": "mlp.3:1024", "increase": 0.0, "tokens": 9, "measured": 1, "candidates": 1}
+    steps = [step | {"loss": 2.0 + 0.01 * k, "params": 1000 - k - 1} for k in range(n)]
+    found = Search.model_validate({"objective": kind, "mode": "exact", "steps": steps})
+    assert "Loss after each of" in search_picture.search(found, 1000)
+
+
+def test_names_of_steps_keep_apart() -> None:
+    wanted = [1.0, 2.0, 3.0, 50.0, 99.0, 100.0]
+    places = search_picture.spread(wanted, 10, 100)
+    assert places == [1, 11, 21, 50, 90, 100]
+    assert search_picture.spread([5.0, 5.0], 10, 12) == [2, 12]
+
+
+def test_stack_shows_how_much_is_left() -> None:
+    def drawn(left: float) -> str:
+        layer = {"layer": 0, "state": "kept", "attention": "kept", "mlp": "trimmed", "mlp_left": left}
+        return plots.stack(Report.model_validate(bare() | {"stack": [layer]}).stack)
+
+    assert drawn(0.25) != drawn(0.75)
+    data = bare() | {"stack": [{"layer": 0, "state": "kept", "attention": "kept", "mlp": "trimmed", "mlp_left": 0.5}]}
+    assert "narrowed to the filled part" in html.render(Report.model_validate(data))
 
 
 def test_card_front_matter_is_yaml_the_hub_reads() -> None:

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from kit.planning import Messages
-from kit.tiny import save_model_folder
+from kit.tiny import make_model, save_model_folder
 
 from sned.checkpoint.model import load
 from sned.errors import CheckpointError, ConfigError
-from sned.jobs.request import LoadRequest, PlanRequest
-from sned.jobs.session import Recorder, spare_source, unfinished_work
+from sned.jobs.request import LoadRequest, PlanRequest, TextRequest
+from sned.jobs.session import Recorder, Session, open_model, read_text, runs_slowly, spare_source, unfinished_work
+from sned.models.view import View
 from sned.plans.budget import Budget
 
 
@@ -71,3 +73,41 @@ def test_warnings_are_told_once_and_kept() -> None:
     for _ in range(2):
         recorder.warn("few tokens")
     assert heard.warnings == recorder.warnings == ["few tokens"]
+
+
+@pytest.mark.parametrize(("asked", "got"), [(None, 48), (32, 32)])
+def test_text_is_as_long_as_asked_or_as_usual(tmp_path: Path, asked: int | None, got: int) -> None:
+    model = load(str(save_model_folder(tmp_path / "model", "llama")))
+    assert read_text(model, TextRequest(("random",), asked, seq_len=16), 48, seed=0).n_tokens == got
+
+
+@pytest.mark.parametrize(
+    ("dtype", "machine", "capability", "slow"),
+    [
+        (torch.bfloat16, "x86_64", "AVX2", True),
+        (torch.float16, "AMD64", "DEFAULT", True),
+        (torch.float32, "x86_64", "AVX2", False),
+        (torch.bfloat16, "x86_64", "AVX512", False),
+        (torch.bfloat16, "aarch64", "DEFAULT", False),
+        (torch.bfloat16, "arm64", "DEFAULT", False),
+    ],
+)
+def test_half_precision_is_slow_on_some_cpus(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, machine: str, capability: str, slow: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert runs_slowly(View(make_model("llama").to(dtype))) is slow
+
+
+def test_who_will_run_slowly_is_told_the_remedy_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sned.jobs.session.runs_slowly", lambda _: True)
+    heard, request = Messages(), LoadRequest(str(save_model_folder(tmp_path / "model", "llama")), dtype="bf16")
+    session = Session(Recorder(heard))
+    open_model(request, session, to_run=False)
+    assert heard.warnings == []
+    for _ in range(2):
+        open_model(request, session)
+    assert len(heard.warnings) == 1
+    assert "bfloat16" in heard.warnings[0]
+    assert "--dtype fp32" in heard.warnings[0]

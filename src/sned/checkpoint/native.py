@@ -10,18 +10,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from sned.models import modeling_sned
-from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
+from sned.models.geometry import build_axes
+from sned.models.modeling_sned import FACTS, PREFIX
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from sned.models.family import Sublayer
+    from sned.models.geometry import Axis
     from sned.models.view import View
 
 _MLP_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
-_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads")
+_GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads")
+_HEADS = "num_attention_heads"
+_BRANCHES: tuple[tuple[Sublayer, str, str], ...] = (("attn", "attention", "attn.group"), ("mlp", "mlp", "mlp.hidden"))
+"""A sublayer, its name in a config, and the kind of its axis."""
 MODULE_FILE = "modeling_sned.py"
 
 
@@ -35,43 +43,86 @@ class Proposal:
 
 def propose(view: View) -> Proposal:
     """Return a plain config if stock classes build exactly this model from it, else one for an uneven twin."""
-    uniform = _uniform_config(view)
+    plain = _plain_config(view)
+    layers = _build(view, plain).get_submodule(view.family.layers)
+    uniform = _uniform_config(view, plain, layers)
     if uniform is not None and _shapes_match(view, uniform):
+        uniform.architectures = [_stock_name(view.model)]
         return Proposal(uniform, stock=True)
-    return Proposal(_uneven_config(view), stock=False)
+    return Proposal(_uneven_config(view, plain, layers), stock=False)
 
 
-def _uniform_config(view: View) -> PretrainedConfig | None:
-    """Return the view's config with the widths that all its layers share, or None if they share none."""
-    if any(isinstance(layer, LinearLayer) for layer in view.layers.values()):
-        return None
-    config: Any = copy.deepcopy(view.model.config)
+def _stock_name(thing: object) -> str:
+    return type(thing).__name__.removeprefix(PREFIX)
+
+
+def _stock_class(thing: object) -> Any:
+    """Return the class of a model or config, or the stock one that it is an uneven twin of."""
+    name = type(thing).__name__
+    return getattr(transformers, name.removeprefix(PREFIX)) if name.startswith(PREFIX) else type(thing)
+
+
+def _plain_config(view: View) -> Any:
+    """Return the view's config without what it may say of single layers."""
+    config = view.model.config
+    stock = _stock_class(config)
+    if stock is type(config):
+        return copy.deepcopy(config)
+    computed = {name for name, value in vars(stock).items() if isinstance(value, property)}
+    left_out = {"model_type", "auto_map", "per_layer_config", FACTS} | computed
+    return stock.from_dict({name: value for name, value in config.to_dict().items() if name not in left_out})
+
+
+def _build(view: View, config: PretrainedConfig) -> Any:
+    """Return the stock model that a config describes, on meta."""
+    with torch.device("meta"):
+        return _stock_class(view.model)._from_config(copy.deepcopy(config))
+
+
+def _axes(view: View, layer: nn.Module) -> dict[str, Axis]:
+    """Return the axes that a layer has now, by kind."""
     geometry = view.geometry
-    for kind, names in (("mlp.hidden", _MLP_WIDTHS), ("attn.group", _HEAD_COUNTS)):
-        axes = [geometry.axes[f"layers.{i}.{kind}"] for i in view.layers if f"layers.{i}.{kind}" in geometry.axes]
-        if not axes or all(len(view.alive[axis.name]) == axis.size for axis in axes):
+    axes = build_axes(layer, 0, view.family, geometry.n_heads // geometry.n_kv_groups, geometry.head_dim)
+    return {axis.kind: axis for axis in axes}
+
+
+def _uniform_config(view: View, plain: Any, stock_layers: Any) -> Any | None:
+    """Return the view's config with the widths that all its layers share, or None if they share none."""
+    config = copy.deepcopy(plain)
+    here = [_axes(view, layer) for layer in view.layers.values()]
+    there = [_axes(view, layer) for layer in stock_layers]
+    for _, _, kind in _BRANCHES:
+        sizes, dense = ([axes[kind].size if kind in axes else None for axes in side] for side in (here, there))
+        if sizes == dense:
             continue
-        sizes = {len(view.alive[axis.name]) for axis in axes}
-        if len(sizes) > 1 or len(axes) != len(view.layers):
+        size = sizes[0]
+        if size is None or set(sizes) != {size}:
             return None
-        size = sizes.pop()
         if kind == "attn.group":
-            if not hasattr(config, "head_dim"):
-                return None
-            config.head_dim = geometry.head_dim
-            config.num_attention_heads = size * (geometry.n_heads // geometry.n_kv_groups)
-        for name in names:
-            if hasattr(config, name):
-                setattr(config, name, size)
+            if "head_dim" not in vars(config):
+                return None  # the class computes it from the number of heads
+            config.head_dim = view.geometry.head_dim
+        for name, per_unit in _counts(view, config, kind).items():
+            setattr(config, name, size * per_unit)
     return config
 
 
-def _shapes_match(view: View, config: PretrainedConfig) -> bool:
+def _counts(view: View, config: Any, kind: str) -> dict[str, int]:
+    """Return the config entries that follow from the size of an axis, per unit; the first counts the units."""
+    geometry, alias = view.geometry, config.attribute_map
+    if kind == "mlp.hidden":
+        name = next((name for name in _MLP_WIDTHS if hasattr(config, name)), _MLP_WIDTHS[0])
+        return {alias.get(name, name): 1}
+    groups = {alias.get(n, n): 1 for n in _GROUP_COUNTS if getattr(config, n, None) == geometry.n_kv_groups}
+    return groups | {alias.get(_HEADS, _HEADS): geometry.n_heads // geometry.n_kv_groups}
+
+
+def _shapes_match(view: View, config: Any) -> bool:
     """Build the model that a config describes on meta, and compare every parameter's shape with the view's."""
     try:
-        with torch.device("meta"):
-            probe = type(view.model)._from_config(config)
-    except (ValueError, TypeError, KeyError):
+        config.validate()
+        probe = _build(view, config)
+    except (ValueError, TypeError, KeyError, StrictDataclassError):
         return False
     return _shapes(probe) == _shapes(view.model)
 
@@ -80,74 +131,99 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(param.shape) for name, param in model.named_parameters()}
 
 
-def _uneven_config(view: View) -> PretrainedConfig:
-    """Return a config whose recipe says how each layer differs from the stock one at its position."""
-    family = view.family
-    config: Any = copy.deepcopy(view.model.config)
-    with torch.device("meta"):
-        stock = type(view.model)._from_config(copy.deepcopy(config))
-    stock_layers: Any = stock.get_submodule(family.layers)
-    changes = {str(p): _change(layer, stock_layers[p]) for p, layer in enumerate(view.layers.values())}
-    recipe = {
-        "path": family.layers,
-        "attn": family.attn,
-        "mlp": family.mlp,
-        "up": family.up,
-        "down": family.down,
-        "hidden": view.geometry.hidden,
-        "returns_tuple": family.returns_tuple,
-        "layers": {position: change for position, change in changes.items() if change},
-    }
-    name, prefix = type(view.model).__name__, modeling_sned.PREFIX
-    config_name = type(config).__name__
-    uneven = getattr(modeling_sned, prefix + config_name.removeprefix(prefix))
-    document = {**config.to_dict(), modeling_sned.RECIPE: recipe}
-    document.pop("model_type", None)
-    made = uneven.from_dict(document)
-    made.architectures = [prefix + name.removeprefix(prefix)]
+def _uneven_config(view: View, plain: Any, stock_layers: Any) -> PretrainedConfig:
+    """Return a config that says what differs by layer in the schema of transformers, and beside it the facts.
+
+    Args:
+        view: What is to be saved.
+        plain: Its config, of the stock class.
+        stock_layers: The layers that it describes.
+    """
+    dense = _axes(view, stock_layers[0])
+    per_layer = _per_layer(view, plain, dense)
+    document = {**plain.to_dict(), "per_layer_config": per_layer, FACTS: _facts(view, plain, stock_layers)}
+    document.pop("model_type")
+    for kind, axis in dense.items():
+        width = next(iter(_counts(view, plain, kind)))
+        if document.get(width) is None:
+            document[width] = axis.size  # what varies must have a value for all
+    heads = plain.attribute_map.get(_HEADS, _HEADS)
+    if any(heads in own for own in per_layer.values()):
+        document["head_dim"] = view.geometry.head_dim
+    made = getattr(modeling_sned, PREFIX + _stock_name(plain)).from_dict(document)
+    made.architectures = [PREFIX + _stock_name(view.model)]
     stem = MODULE_FILE.removesuffix(".py")
-    decoder = type(view.model.base_model).__name__.removeprefix(prefix)
     made.auto_map = {
         "AutoConfig": f"{stem}.{type(made).__name__}",
-        "AutoModel": f"{stem}.{prefix}{decoder}",
+        "AutoModel": f"{stem}.{PREFIX}{_stock_name(view.model.base_model)}",
         "AutoModelForCausalLM": f"{stem}.{made.architectures[0]}",
     }
     return made
 
 
-def _change(layer: nn.Module, stock: nn.Module) -> dict[str, Any]:
-    """Return what distinguishes a layer from the stock one, in the terms of `modeling_sned.rebuild`."""
-    if isinstance(layer, LinearLayer):
-        return {"linear": True}
-    without = {"attn" if isinstance(m, NoMixer) else "mlp" for m in layer.modules() if isinstance(m, NoMixer | NoMLP)}
-    twins = dict(stock.named_modules())
-    shapes: dict[str, list[int]] = {}
-    attributes: dict[str, dict[str, int]] = {}
-    own_config: dict[str, dict[str, int]] = {}
-    for name, module in layer.named_modules():
-        twin = twins.get(name)
-        if twin is None or type(twin) is not type(module):
+def _per_layer(view: View, plain: Any, dense: dict[str, Axis]) -> dict[int, dict[str, Any]]:
+    """Return what differs from the plain config, by layer position.
+
+    What is gone, or replaced by a linear map, has width one. That is what its slot in the cache holds; and stock
+    classes, which would fill the gap with random weights, stop at a width that varies.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for position, index in enumerate(view.layers):
+        axes, own = _axes(view, view.layer(index)), {}
+        for kind, axis in dense.items():
+            counts = _counts(view, plain, kind)
+            if kind not in axes:
+                own |= dict.fromkeys(counts, 1)
+            elif axes[kind].size != axis.size:
+                own |= {name: axes[kind].size * per_unit for name, per_unit in counts.items()}
+        gone = [name for _, name, kind in _BRANCHES if kind in dense and kind not in axes]
+        if gone and not view.is_replaced(index):
+            own["skip"] = gone
+        if own:
+            found[position] = own
+    return found
+
+
+def _facts(view: View, plain: Any, stock_layers: Any) -> dict[str, Any]:
+    """Return what the rebuilding file must know beside `per_layer_config`, in the terms of `modeling_sned`."""
+    facts: dict[str, Any] = {"path": view.family.layers}
+    layers = list(view.layers)
+    if linear := [position for position, index in enumerate(layers) if view.is_replaced(index)]:
+        facts |= {"linear": linear, "hidden": view.geometry.hidden, "returns_tuple": view.family.returns_tuple}
+    whole = {position: index for position, index in enumerate(layers) if not view.is_replaced(index)}
+    dense = _axes(view, stock_layers[0])
+    for which, name, kind in _BRANCHES:
+        if not whole or kind not in dense:
             continue
-        for leaf, param in module.named_parameters(recurse=False):
-            if param.shape != getattr(twin, leaf).shape:
-                shapes[f"{name}.{leaf}"] = list(param.shape)
-        if values := _integers_that_differ(module, twin):
-            attributes[name] = values
-        if values := _head_counts_that_differ(module, twin):
-            own_config[name] = values
-    found = {"without": sorted(without), "shapes": shapes, "attributes": attributes, "config": own_config}
-    return {key: value for key, value in found.items() if value}
+        silent = view.family.attn if which == "attn" else view.family.mlp or view.family.down
+        passing = [part for part in view.parts(next(iter(whole.values())), which) if part != silent]
+        facts[name] = {"module": silent, "passing": passing}
+        sizes = {p: axes[kind].size for p, i in whole.items() if kind in (axes := _axes(view, view.layer(i)))}
+        narrow = [position for position, size in sizes.items() if size != dense[kind].size]
+        if narrow:
+            facts[name] |= {"width": next(iter(_counts(view, plain, kind))), "sizes": _sizes(dense[kind])}
+        if narrow and which == "attn":
+            twin = stock_layers[narrow[0]].get_submodule(silent)
+            facts[name] |= _own_counts(view.branch(whole[narrow[0]], which), twin, sizes[narrow[0]])
+    return facts
 
 
-def _integers_that_differ(module: nn.Module, twin: nn.Module) -> dict[str, int]:
-    mine, theirs = vars(module), vars(twin)
-    return {k: v for k, v in mine.items() if type(v) is int and k != "layer_idx" and theirs.get(k) != v}
+def _sizes(axis: Axis) -> list[dict[str, Any]]:
+    """Say how much of which parameter each unit of an axis owns."""
+    owned: dict[tuple[str, int], int] = {}
+    for slot in axis.slots:
+        owned[slot.param, slot.dim] = owned.get((slot.param, slot.dim), 0) + slot.block
+    return [{"param": param, "dim": dim, "per_unit": count} for (param, dim), count in owned.items()]
 
 
-def _head_counts_that_differ(module: Any, twin: Any) -> dict[str, int]:
-    mine, theirs = getattr(module, "config", None), getattr(twin, "config", None)
-    if mine is None or theirs is None:
-        return {}
-    names = ("num_attention_heads", "num_key_value_heads")
-    pairs = {n: (getattr(mine, n, None), getattr(theirs, n, None)) for n in names}
-    return {n: a for n, (a, b) in pairs.items() if a != b and a is not None}
+def _own_counts(attn: Any, twin: Any, groups: int) -> dict[str, dict[str, int]]:
+    """Return, per KV group, the counts that a narrowed attention, or a config of its own, has unlike a stock one."""
+    own: dict[str, dict[str, int]] = {}
+    mine, theirs = vars(attn), vars(twin)
+    if counts := {k: v for k, v in mine.items() if type(v) is int and k != "layer_idx" and theirs.get(k) != v}:
+        own["attributes"] = {name: count // groups for name, count in counts.items()}
+    names = [name for name in (_HEADS, *_GROUP_COUNTS) if hasattr(mine.get("config"), name)]
+    heads = {name: getattr(attn.config, name) for name in names}
+    if counts := {name: count for name, count in heads.items() if count != getattr(twin.config, name)}:
+        own["own_config"] = {name: count // groups for name, count in counts.items()}
+    return own

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sned.checkpoint.native import MODULE_FILE, Proposal, propose
+from sned.checkpoint.pairing import paired
 from sned.checkpoint.shards import ShardWriter
 from sned.models import modeling_sned
 from sned.progress import SILENT, Progress
@@ -29,17 +30,17 @@ _OURS = ("config.json", "README.md", "model.safetensors.index.json", "pytorch_mo
 def save_model(model: Model, folder: Path, *, progress: Progress = SILENT) -> Proposal:
     """Write config, weights and side files of a model into an existing folder; tied weights once.
 
+    Layers that were left with one sublayer each are paired up where that makes ordinary ones; the model stays as it is.
+
     Returns:
         What was decided about the class that loads it.
 
     Raises:
         CheckpointError: the disk is full or not writable.
     """
-    view = model.view
+    view = paired(model.view)
     proposal = propose(view)
     config: Any = proposal.config
-    if proposal.stock:
-        config.architectures = [type(view.model).__name__]
     config.dtype = view.dtype
     total = sum(p.numel() * p.element_size() for p in view.model.parameters())
     with ShardWriter(folder) as writer, progress.task("save", total) as advance:

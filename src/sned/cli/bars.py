@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
@@ -66,18 +66,21 @@ class Bars(Quiet):
     def __init__(self, terminal: Terminal) -> None:
         super().__init__(terminal)
         self._live: RichProgress | None = None
-        self._depth = 0
+        self._open: list[TaskID] = []
+        self._said = ""
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """Open a task of `total` units and give the callable that advances it."""
         if self._live is None:
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(32), _Share(), _Left())
+            said = _Note(lambda task: self._said if self._open[-1:] == [task] else "")
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(32), _Share(), _Left(), said)
             self._live = RichProgress(*columns, console=self.terminal.err, transient=True, refresh_per_second=4)
             self._live.start()
         live, watch = self._live, _Watch(total)
-        number = live.add_task(f"{'  ' * self._depth}{label:<20}", total=max(1, total), watch=watch)
-        self._depth += 1
+        indent = "  " * len(self._open)
+        number = live.add_task(f"{indent}{label:<20}", total=max(1, total), watch=watch)
+        self._open.append(number)
 
         def advance(units: int) -> None:
             watch.done += units
@@ -86,14 +89,18 @@ class Bars(Quiet):
         try:
             yield advance
             if watch.elapsed >= _WORTH_A_LINE:
-                line = f"{'  ' * (self._depth - 1)}{label}  {numbers.duration(watch.elapsed)}"
+                line = f"{indent}{label}  {numbers.duration(watch.elapsed)}"
                 live.console.print(Text.assemble(("✓ ", "green"), line), soft_wrap=True)
         finally:
-            self._depth -= 1
             live.remove_task(number)
-            if self._depth == 0:
+            self._open.remove(number)
+            if not self._open:
                 live.stop()
-                self._live = None
+                self._live, self._said = None, ""
+
+    def note(self, text: str) -> None:
+        """Show a few words at the end of the innermost bar, until the next ones."""
+        self._said = text
 
     def info(self, message: str) -> None:
         """Print a message above the bars."""
@@ -117,6 +124,17 @@ class _Watch:
     @property
     def left(self) -> str:
         return numbers.duration(self.elapsed * (1 - self.share) / self.share) if self.share else "?"
+
+
+class _Note(ProgressColumn):
+    """The latest news of what is running."""
+
+    def __init__(self, read: Callable[[TaskID], str]) -> None:
+        super().__init__()
+        self._read = read
+
+    def render(self, task: Task) -> Text:
+        return Text(self._read(task.id), style="dim")
 
 
 class _Share(ProgressColumn):

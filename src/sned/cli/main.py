@@ -46,6 +46,7 @@ def _register(run: Callable[..., Any], name: str, panel: str, examples: Sequence
 _register(prune.prune, "prune", _PRUNE, prune.PRUNE_EXAMPLES, cls=MethodCommand)
 _register(prune.plan, "plan", _PRUNE, prune.PLAN_EXAMPLES, cls=MethodCommand)
 _register(prune.apply, "apply", _PRUNE, prune.APPLY_EXAMPLES)
+_register(prune.import_, "import", _PRUNE, prune.IMPORT_EXAMPLES)
 _register(prune.demo, "demo", _PRUNE, prune.DEMO_EXAMPLES)
 _register(read.show, "show", _LOOK, read.SHOW_EXAMPLES)
 _register(read.diff, "diff", _LOOK, read.DIFF_EXAMPLES)

@@ -50,7 +50,7 @@ def scan(
     model: options.Model,
     out: _MaybeOut = None,
     calib: options.Calib = ["builtin"],  # noqa: B006 - typer shows it in the help, and nothing changes it
-    calib_tokens: options.CalibTokens = 65_536,
+    calib_tokens: options.ScanTokens = 65_536,
     seq_len: options.SeqLen = 1024,
     seed: options.Seed = 0,
     dtype: options.DType = "auto",

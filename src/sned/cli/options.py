@@ -33,6 +33,10 @@ Layers = Annotated[
     int | None,
     typer.Option("--layers", metavar="N", help="Remove so many decoder layers.", rich_help_panel=_BUDGET),
 ]
+Blocks = Annotated[
+    int | None,
+    typer.Option("--blocks", metavar="N", help="Remove so many attentions and MLPs.", rich_help_panel=_BUDGET),
+]
 Remove = Annotated[
     str | None,
     typer.Option(
@@ -56,7 +60,17 @@ Calib = Annotated[
     ),
 ]
 CalibTokens = Annotated[
-    int, typer.Option("--calib-tokens", metavar="N", help="How many tokens to calibrate on.", rich_help_panel=_TEXT)
+    int | None,
+    typer.Option(
+        "--calib-tokens",
+        metavar="N",
+        help="How many tokens to calibrate on; each method has its own default, see `sned methods NAME`.",
+        rich_help_panel=_TEXT,
+        show_default=False,
+    ),
+]
+ScanTokens = Annotated[
+    int, typer.Option("--calib-tokens", metavar="N", help="How many tokens to look at.", rich_help_panel=_TEXT)
 ]
 SeqLen = Annotated[
     int, typer.Option("--seq-len", metavar="N", help="Tokens in one window of text.", rich_help_panel=_TEXT)

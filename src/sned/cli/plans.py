@@ -8,6 +8,7 @@ from rich.text import Text
 
 from sned.cli.tables import facts, table
 from sned.report import numbers
+from sned.report.facts import spell_cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,7 @@ def parts(plan: Plan) -> list[RenderableType]:
     described = [(str(n), op.op, op.describe()) for n, op in enumerate(plan.ops)]
     shown += [table(("op", "kind", "what it does"), described, left=(1, 2)), "", sizes(plan.dense, plan.pruned)]
     for stage in plan.stages:
-        shown += _reasons(stage.scores)
+        shown += [*_reasons(stage.scores), *_steps(stage.scores, plan.dense.params)]
     return shown
 
 
@@ -114,13 +115,15 @@ def layer_differences(first: Plan, second: Plan) -> list[dict[str, str]] | None:
 
 def forecast(expected: Mapping[str, Any]) -> RenderableType:
     """Return what a job would do and need, for people."""
-    layers, free = expected["layers"], expected["memory_available_bytes"]
+    free = expected["memory_available_bytes"]
     memory = f"{numbers.scaled(expected['memory_bytes'], 'B')} of {numbers.scaled(free, 'B')} free"
+    tried = f"about {numbers.grouped(expected['trials'])} trials of a cut, all on the same text"
     rows = [
         ("Model", expected["model"] + (", read layer by layer from disk" if expected["streamed"] else "")),
         ("Method", expected["method"]),
         ("Steps", " → ".join(expected["steps"])),
-        ("To remove", f"{layers['to_remove']} of {layers['present']} layers"),
+        ("To remove", _amount(**expected["remove"])),
+        *([("Search", tried)] if expected["trials"] else []),
         ("Calibration", f"{numbers.grouped(expected['calibration_tokens'])} tokens"),
         ("Evaluation", f"{numbers.grouped(expected['evaluation_tokens'])} tokens"),
         ("Memory", f"about {memory}"),
@@ -128,6 +131,12 @@ def forecast(expected: Mapping[str, Any]) -> RenderableType:
         ("Written", "nothing yet; repeat without --dry-run"),
     ]
     return facts(rows)
+
+
+def _amount(what: str, count: int, of: int) -> str:
+    if what == "parameters":
+        return f"{numbers.count(count)} of {numbers.count(of)} parameters"
+    return f"{count} of {of} {'attentions and MLPs' if what == 'blocks' else what}"
 
 
 def _identity(plan: Plan) -> list[tuple[str, str]]:
@@ -178,6 +187,29 @@ def _reasons(scores: Mapping[str, Any]) -> list[RenderableType]:
             for fit in fits
         ]
         shown += ["", table(("map for layers", "tokens", "rank", "relative error"), rows)]
+    return shown
+
+
+def _steps(scores: Mapping[str, Any], params: int) -> list[RenderableType]:
+    """Return how a search went, step by step, and the ranking that it went by."""
+    shown: list[RenderableType] = []
+    if trace := scores.get("trace"):
+        rows = [
+            (
+                spell_cut(row["cut"]),
+                numbers.decimal(row["loss"]),
+                numbers.signed(row["increase"]),
+                numbers.grouped(row["tokens"]),
+                f"{row['measured']} of {row['candidates']}",
+                numbers.percent(1 - row["params"] / params),
+            )
+            for row in trace
+        ]
+        headers = ("cut, in order", "loss", "change", "tokens", "candidates tried", "removed so far")
+        shown += ["", table(headers, rows)]
+    if ranking := scores.get("ranking"):
+        rows = [(spell_cut(row["cut"]), _number(row["loss"])) for row in ranking]
+        shown += ["", table(("cut alone, best first", "loss"), rows)]
     return shown
 
 

@@ -1,15 +1,18 @@
-"""The commands that change a model: `prune`, `plan`, `apply` and `demo`. Jobs are imported when one runs."""
+"""The commands that change a model: `prune`, `plan`, `apply`, `import` and `demo`. Jobs are imported when one runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from sned.cli import flags, options, plans, requests
 from sned.cli.terminal import Terminal, display
 from sned.jobs.request import LoadRequest, PlanRequest, PruneRequest
 
 if TYPE_CHECKING:
+    from sned.plans.plan import Plan
     from sned.progress import Progress
     from sned.report.schema import Report
 
@@ -19,6 +22,7 @@ _RESUME = "the same command goes on where this one stopped; --no-resume starts o
 PRUNE_EXAMPLES = (
     "sned prune demo -m replaceme --layers 6 -o runs/smaller",
     "sned prune meta-llama/Llama-3.2-1B -m uidl --remove 25% --baseline random --stream on -o runs/llama",
+    "sned prune demo -m blockpruner --blocks 12 --search racing --dtype fp32 -o runs/blocks",
     "sned prune ./model -m replaceme --layers 4 --estimator cosine --calib file:notes.jsonl#text -o runs/mine",
 )
 PLAN_EXAMPLES = (
@@ -26,7 +30,28 @@ PLAN_EXAMPLES = (
     "sned plan ./model -m replaceme --remove 20% --remove-of body --set structure=diagonal -o plans/mine",
 )
 APPLY_EXAMPLES = ("sned apply demo plans/shortgpt -o runs/shortgpt",)
+IMPORT_EXAMPLES = (
+    "sned import demo pruning_config.json -o plans/theirs",
+    "sned import ./model blocks.json --blocks 12 -o plans/twelve",
+)
 DEMO_EXAMPLES = ("sned demo", "sned demo -o runs/again --overwrite")
+
+
+_Published = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Their pruning_config.json, or list of blocks.", show_default=False)
+]
+_First = Annotated[
+    int | None,
+    typer.Option("--blocks", metavar="N", help="The first N removals of a BlockPruner file; all, if left out."),
+]
+_Reorder = Annotated[
+    bool,
+    typer.Option(
+        "--reorder/--no-reorder",
+        metavar="",
+        help="Whether widths of a MultiPruner file count units by magnitude, for files that do not say.",
+    ),
+]
 
 
 def prune(
@@ -35,10 +60,11 @@ def prune(
     method: options.Method,
     out: options.Out,
     layers: options.Layers = None,
+    blocks: options.Blocks = None,
     remove: options.Remove = None,
     remove_of: options.RemoveOf = "all",
     calib: options.Calib = ["builtin"],  # noqa: B006 - typer shows it in the help, and nothing changes it
-    calib_tokens: options.CalibTokens = 65_536,
+    calib_tokens: options.CalibTokens = None,
     seq_len: options.SeqLen = 1024,
     evaluation: options.Eval = ["builtin"],  # noqa: B006
     eval_tokens: options.EvalTokens = 16_384,
@@ -63,7 +89,7 @@ def prune(
     request = PruneRequest(
         load=LoadRequest(model, dtype, device, stream, trust_inferred),
         method=method,
-        budget=requests.budget(method, layers, remove, remove_of),
+        budget=requests.budget(method, layers, blocks, remove, remove_of),
         out=out,
         options=flags.collect(ctx, settings),
         calibration=requests.text(calib, calib_tokens, seq_len, "calib"),
@@ -89,10 +115,11 @@ def plan(
     method: options.Method,
     out: options.Out,
     layers: options.Layers = None,
+    blocks: options.Blocks = None,
     remove: options.Remove = None,
     remove_of: options.RemoveOf = "all",
     calib: options.Calib = ["builtin"],  # noqa: B006
-    calib_tokens: options.CalibTokens = 65_536,
+    calib_tokens: options.CalibTokens = None,
     seq_len: options.SeqLen = 1024,
     settings: options.Set = [],  # noqa: B006
     seed: options.Seed = 0,
@@ -113,7 +140,7 @@ def plan(
     request = PlanRequest(
         load=LoadRequest(model, dtype, device, stream, trust_inferred),
         method=method,
-        budget=requests.budget(method, layers, remove, remove_of),
+        budget=requests.budget(method, layers, blocks, remove, remove_of),
         out=out,
         options=flags.collect(ctx, settings),
         calibration=requests.text(calib, calib_tokens, seq_len, "calib"),
@@ -127,11 +154,7 @@ def plan(
     from sned.jobs.plan import plan as run
 
     terminal.after_interrupt = _RESUME
-    made = run(request, progress)
-    if json:
-        return terminal.document(plans.document(made))
-    folder = display(out)
-    return terminal.show(*plans.parts(made), "", f"Plan   {folder}", f"Apply  sned apply {model} {folder} -o OUT")
+    return _show_plan(terminal, run(request, progress), model, out)
 
 
 def apply(
@@ -158,6 +181,32 @@ def apply(
     _announce(terminal, made, out)
 
 
+def import_(
+    ctx: options.Context,
+    model: options.Model,
+    file: _Published,
+    out: options.Out,
+    blocks: _First = None,
+    reorder: _Reorder = True,
+    dtype: options.DType = "auto",
+    device: options.Device = "auto",
+    stream: options.Stream = "auto",
+    trust_inferred: options.TrustInferred = False,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Read the result file of MultiPruner's or BlockPruner's own code as a plan for the model."""
+    terminal: Terminal = ctx.obj
+    progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
+    from sned.jobs.published import import_plan
+
+    load = LoadRequest(model, dtype, device, stream, trust_inferred)
+    made = import_plan(load, file, out, reorder=reorder, blocks=blocks, overwrite=overwrite, progress=progress)
+    _show_plan(terminal, made, model, out)
+
+
 def demo(
     ctx: options.Context,
     out: options.Out = DEMO,
@@ -178,13 +227,21 @@ def demo(
 
 def _forecast(terminal: Terminal, request: PlanRequest, progress: Progress) -> None:
     """Show what a job would do."""
-    from sned.jobs.plan import dry_run
+    from sned.jobs.forecast import dry_run
 
     expected = dry_run(request, progress)
     if terminal.json:
         terminal.document(expected)
     else:
         terminal.show(plans.forecast(expected))
+
+
+def _show_plan(terminal: Terminal, made: Plan, model: str, out: Path) -> None:
+    """Show a plan that was written, and what to do with it."""
+    if terminal.json:
+        return terminal.document(plans.document(made))
+    folder = display(out)
+    return terminal.show(*plans.parts(made), "", f"Plan   {folder}", f"Apply  sned apply {model} {folder} -o OUT")
 
 
 def _announce(terminal: Terminal, report: Report, out: Path) -> None:

@@ -12,19 +12,37 @@ from rich.text import Text
 from sned.cli import options, plans
 from sned.cli.tables import facts, table
 from sned.cli.terminal import Terminal, display
+from sned.errors import ConfigError
 from sned.models.families import FAMILIES
+from sned.plans.budget import BUDGET_FLAGS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sned.runtime.method import Method, Option
 
-SHOW_EXAMPLES = ("sned show plans/shortgpt", "sned show runs/demo --json")
+SHOW_EXAMPLES = (
+    "sned show plans/shortgpt",
+    "sned show runs/demo --json",
+    "sned show plans/blocks --as blockpruner",
+)
 DIFF_EXAMPLES = ("sned diff plans/shortgpt plans/uidl",)
 METHODS_EXAMPLES = ("sned methods", "sned methods replaceme")
 REPORT_EXAMPLES = ("sned report runs/demo",)
 
+_BUDGETED = {"layers": "--layers 6", "blocks": "--blocks 12", "remove": "--remove 15%"}
+
 _Second = Annotated[Path, typer.Argument(metavar="OTHER", help="The plan to compare with.", show_default=False)]
+_As = Annotated[
+    Literal["multipruner", "blockpruner"] | None,
+    typer.Option("--as", help="Print the result file that these authors' code reads.", show_default=False),
+]
+_Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="MODEL", help="With --as multipruner: the base model, if it has moved.", show_default=False
+    ),
+]
 _Name = Annotated[str | None, typer.Argument(metavar="NAME", help="A method; all, if left out.", show_default=False)]
 _Folder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that sned wrote.", show_default=False)]
 
@@ -32,19 +50,26 @@ _Folder = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that sned
 def show(
     ctx: options.Context,
     plan: options.PlanPath,
+    written_as: _As = None,
+    base: _Base = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Read a plan: what it removes, from which model, what that saves, and why."""
     terminal: Terminal = ctx.obj
-    terminal.configure(json=json, verbose=verbose)
+    progress = terminal.configure(json=json or written_as is not None, verbose=verbose)
+    if written_as is not None:
+        from sned.jobs.published import export_plan
+
+        return terminal.document(export_plan(plan, written_as, base, progress))
+    if base is not None:
+        raise ConfigError("--base is for --as multipruner", hint="leave it out")
     from sned.plans.store import load_plan
 
     made = load_plan(plan)
     if json:
-        terminal.document(plans.document(made))
-    else:
-        terminal.show(*plans.parts(made))
+        return terminal.document(plans.document(made))
+    return terminal.show(*plans.parts(made))
 
 
 def diff(
@@ -123,7 +148,8 @@ def _described(method: Method) -> dict[str, Any]:
         "families": sorted(FAMILIES),
         "prunes": method.prunes,
         "needs_tokens": method.needs_tokens,
-        "budget": ["layers", "remove"] if method.takes_layers else [],
+        "budget": list(method.budgets),
+        "calibration_tokens": method.calibration_tokens if method.needs_tokens else 0,
         "summary": method.summary,
         "description": inspect.getdoc(method.run) or "",
         "options": [{"name": o.name, "type": _kind(o), "default": o.default, "help": o.help} for o in method.options],
@@ -132,9 +158,10 @@ def _described(method: Method) -> dict[str, Any]:
 
 def _page(method: Method) -> list[RenderableType]:
     """Return a method for people."""
-    looks = "calibration text" if method.needs_tokens else "nothing but the model's depth"
-    proposed = "" if method.default_layers is None else f"; {method.default_layers} layers if neither is given"
-    budget = f"--layers N, or --remove 25%{proposed}" if method.takes_layers else "none"
+    usual = f"calibration text, {method.calibration_tokens:,} tokens unless told otherwise"
+    looks = usual if method.needs_tokens else "nothing but the model's depth"
+    proposed = "" if method.default_layers is None else f"; {method.default_layers} layers if none is given"
+    budget = " or ".join(BUDGET_FLAGS[kind] for kind in method.budgets) + proposed
     shown: list[RenderableType] = [
         Text(method.title or method.name, style="bold"),
         "",
@@ -158,8 +185,11 @@ def _page(method: Method) -> list[RenderableType]:
             for o in method.options
         ]
         shown += [table(("option", "value", "default", "what it means"), rows, left=(0, 1, 2, 3), whole=(0, 2)), ""]
-    budgeted = " --layers 6" if method.takes_layers else ""
-    return [*shown, "Example:", f"    sned prune demo -m {method.name}{budgeted} -o runs/{method.name}"]
+    return [
+        *shown,
+        "Example:",
+        f"    sned prune demo -m {method.name} {_BUDGETED[method.budgets[0]]} -o runs/{method.name}",
+    ]
 
 
 def _flag(option: Option) -> str:

@@ -17,31 +17,29 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def budget(method: str, layers: int | None, remove: str | None, remove_of: Literal["all", "body"]) -> Budget:
-    """Read the budget: a number of layers, or a share of the parameters; else what the method proposes.
+def budget(
+    method: str, layers: int | None, blocks: int | None, remove: str | None, remove_of: Literal["all", "body"]
+) -> Budget:
+    """Read the budget: layers, blocks, or a share of the parameters; else what the method proposes.
 
     Raises:
-        BudgetError: no layer would be removed.
-        ConfigError: both are given, or neither where the method proposes none, or the share is none.
+        BudgetError: nothing would be removed.
+        ConfigError: several are given, or none where the method proposes none, or one that it does not take.
     """
-    remedy = "use one of --layers N and --remove 25%"
-    if layers is not None and remove is not None:
-        raise ConfigError("both --layers and --remove are given", hint=remedy)
-    if layers is None and remove is None:
-        from sned.runtime.method import find_method
+    from sned.runtime.method import find_method
+    from sned.runtime.planner import check_kind
 
-        if (layers := find_method(method).default_layers) is None:
-            raise ConfigError("no budget is given", hint=remedy)
-    if remove is not None:
-        return Budget(remove=parse_share(remove, name="--remove"), remove_of=remove_of)
-    if remove_of != "all":
-        raise ConfigError("--remove-of says nothing about --layers", hint="leave it out, or use --remove 25%")
-    if layers is not None and layers < 1:
-        raise BudgetError(f"--layers {layers} removes nothing", hint="give 1 or more")
-    return Budget(layers=layers)
+    if remove is None and remove_of != "all":
+        raise ConfigError("--remove-of says nothing without --remove", hint="leave it out, or use --remove 25%")
+    share = None if remove is None else parse_share(remove, name="--remove")
+    asked = Budget(layers=layers, blocks=blocks, remove=share, remove_of=remove_of)
+    for name, number in (("--layers", layers), ("--blocks", blocks)):
+        if number is not None and number < 1:
+            raise BudgetError(f"{name} {number} removes nothing", hint="give 1 or more")
+    return check_kind(find_method(method), asked)
 
 
-def text(sources: Sequence[str], tokens: int, seq_len: int, role: Literal["calib", "eval"]) -> TextRequest:
+def text(sources: Sequence[str], tokens: int | None, seq_len: int, role: Literal["calib", "eval"]) -> TextRequest:
     """Check which tokens are asked for, without reading any.
 
     Raises:
@@ -49,7 +47,7 @@ def text(sources: Sequence[str], tokens: int, seq_len: int, role: Literal["calib
         DataError: a file is missing or empty.
     """
     for option, value in ((f"--{role}-tokens", tokens), ("--seq-len", seq_len)):
-        if value < 2:
+        if value is not None and value < 2:
             raise ConfigError(f"{option} {value} leaves no token to predict", hint="give at least 2")
     for source in parse_sources(sources, "calibration" if role == "calib" else "evaluation"):
         if source.scheme in ("file", "tokens"):

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from sned import __version__
-from sned.canon import digest, format_span
+from sned.canon import digest, format_span, parse_span
 from sned.models.count import Counts, count
 from sned.plans.diff import layer_states
 from sned.report.schema import Report
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from sned.evaluation.quality import Quality
     from sned.evaluation.speed import Race
     from sned.jobs.session import Session
+    from sned.models.geometry import Geometry
     from sned.models.view import View
-    from sned.plans.plan import Plan
+    from sned.plans.diff import LayerState
+    from sned.plans.plan import Plan, Stage
 
 CONTEXT = 1024
 """Tokens of context that the memory to run a model is stated for."""
@@ -65,14 +67,14 @@ def heading(
     }
 
 
-def of_plan(plan: Plan) -> dict[str, Any]:
-    """Return the blocks that say what a plan does and why."""
+def of_plan(plan: Plan, geometry: Geometry) -> dict[str, Any]:
+    """Return the blocks that say what a plan does and why; `geometry` is that of its base model."""
     scores = {key: value for stage in plan.stages for key, value in stage.scores.items()}
     states = layer_states(plan)
     blocks: dict[str, Any] = {
         "plan": {"digest": plan.digest, "ops": len(plan.ops), "summary": plan.summary()},
         "stack": [
-            {"layer": i, "state": s.layer, "attention": s.attn, "mlp": s.mlp, "note": s.note}
+            {"layer": i, "state": s.layer, "attention": s.attn, "mlp": s.mlp, "note": s.note} | _widths(i, s, geometry)
             for i, s in enumerate(states)
         ],
         "chosen": [
@@ -94,7 +96,35 @@ def of_plan(plan: Plan) -> dict[str, Any]:
     if "fit" in scores:
         names = ("layer", "tokens", "rank", "condition", "ridge", "relative_error", "estimator", "structure")
         blocks["fit"] = [{name: fit[name] for name in names} for fit in scores["fit"]]
+    if searched := [stage for stage in plan.stages if "trace" in stage.scores or "ranking" in stage.scores]:
+        blocks["search"] = _search(searched[-1])
     return blocks
+
+
+def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]:
+    """Return how much is left of what was trimmed of a layer."""
+    trimmed = {
+        "attention": (state.attn_units, "attn.group", "KV groups"),
+        "mlp": (state.mlp_units, "mlp.hidden", "MLP channels"),
+    }
+    shares, words = {}, [state.note] if state.note and state.layer == "folded" else []
+    for part, (units, kind, unit) in trimmed.items():
+        if units and getattr(state, "attn" if part == "attention" else "mlp") == "trimmed":
+            left, size = len(parse_span(units)), geometry.axes[f"layers.{layer}.{kind}"].size
+            shares[f"{part}_left"] = left / size
+            words.append(f"{left:,} of {size:,} {unit} kept")
+    return shares | {"note": "; ".join(words)} if shares else {}
+
+
+def _search(stage: Stage) -> dict[str, Any]:
+    """Return the steps of a greedy search, or the one ranking that it went by."""
+    names = ("cut", "loss", "increase", "tokens", "measured", "candidates", "params")
+    return {
+        "objective": stage.options.get("objective", "perplexity"),
+        "mode": stage.options.get("search", "exact"),
+        "steps": [{name: row[name] for name in names} for row in stage.scores.get("trace", [])],
+        "ranking": stage.scores.get("ranking"),
+    }
 
 
 def _kind(state: str, cut: dict[str, Any]) -> str:

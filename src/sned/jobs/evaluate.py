@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sned.errors import DataError
 from sned.evaluation.quality import measure_quality
 from sned.jobs import compose
+from sned.jobs.request import EVALUATION_TOKENS
 from sned.jobs.session import Recorder, Session, open_model, read_text
 from sned.models.count import count
 
@@ -31,7 +32,7 @@ def evaluate(load: LoadRequest, against: str | None, text: TextRequest, seed: in
             f"{load.model} and {against} have different vocabularies, so their predictions cannot be compared.",
             hint="compare a pruned model with its own base",
         )
-    tokens = read_text(model, text, seed=seed, evaluation=True)
+    tokens = read_text(model, text, EVALUATION_TOKENS, seed=seed, evaluation=True)
     with session.phase("evaluate"):
         quality = measure_quality(
             model.view, tokens, dense=None if base is None else base.view, progress=session.progress

@@ -18,7 +18,7 @@ from sned.checkpoint.locate import locate
 from sned.checkpoint.model import resolve_dtype
 from sned.checkpoint.shards import ShardReader
 from sned.errors import UnsupportedModelError
-from sned.jobs.plan import memory_needed
+from sned.jobs.forecast import memory_needed
 from sned.jobs.session import Recorder, Session, open_model
 from sned.models.count import count, head_flops, layer_kv_values
 from sned.models.families import FAMILIES
@@ -41,7 +41,7 @@ def inspect(load: LoadRequest, progress: Progress) -> dict[str, Any]:
         CheckpointError: files are missing or corrupt.
         UnsupportedModelError: the architecture is unknown and no guess is accepted.
     """
-    folder, view = _open(load, Session(Recorder(progress)))
+    folder, view = open_to_look(load, Session(Recorder(progress)))
     geometry, totals = view.geometry, count(view)
     kind = geometry.model_type.removeprefix(UNEVEN)
     return {
@@ -147,10 +147,10 @@ def format_sizes(sizes: Iterable[int]) -> str:
     return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}" if known else "none"
 
 
-def _open(load: LoadRequest, session: Session) -> tuple[Path, View]:
+def open_to_look(load: LoadRequest, session: Session) -> tuple[Path, View]:
     """Open a model with its layers on disk, or, where they cannot be read one by one, as a mere outline."""
     try:
-        model = open_model(replace(load, stream="on"), session)
+        model = open_model(replace(load, stream="on"), session, to_run=False)
     except UnsupportedModelError as error:
         if "--stream off" not in (error.hint or ""):
             raise

@@ -18,7 +18,9 @@ from sned.evaluation.quality import Quality, measure_quality
 from sned.evaluation.samples import continue_greedily
 from sned.evaluation.speed import race
 from sned.jobs import compose
+from sned.jobs.compare import Comparisons
 from sned.jobs.plan import calibrate, run_method, validate
+from sned.jobs.request import EVALUATION_TOKENS
 from sned.jobs.session import (
     Recorder,
     Session,
@@ -56,7 +58,7 @@ def prune(request: PruneRequest, progress: Progress) -> Report:
     dense = open_model(request.load, session)
     spare_source(dense, request.out)
     calibration = calibrate(request, method, options, dense, session)
-    evaluation = read_text(dense, request.evaluation, seed=request.seed, evaluation=True)
+    evaluation = read_text(dense, request.evaluation, EVALUATION_TOKENS, seed=request.seed, evaluation=True)
     check_disjoint(calibration, evaluation, session, allow=request.allow_overlap)
     facts = job_facts(request, dense, calibration, options)
     with unfinished_work(request, facts) as journal:
@@ -76,7 +78,7 @@ def prune(request: PruneRequest, progress: Progress) -> Report:
             known = {**heading, **extra, **judged, "speed": measure_speed(dense, pruned, session)}
             report = write_output(folder, plan, dense, pruned, session, known, name=Path(request.out).name)
             notes = folder / "sned"
-            _write_recipe(request, notes / "recipe.yaml")
+            _write_recipe(request, calibration, evaluation, notes / "recipe.yaml")
             if calibration is not None:
                 calibration.save(notes / "calibration.safetensors")
             evaluation.save(notes / "evaluation.safetensors")
@@ -95,7 +97,7 @@ def _judge(
     journal: Journal,
     session: Session,
 ) -> dict[str, Any]:
-    """Measure the quality of the pruned model beside the dense one, and that of any baselines."""
+    """Measure the quality of the pruned model beside the dense one, and that of what it is compared with."""
     key = [plan.digest, evaluation.digest, str(dense.view.dtype)]
     with session.phase("evaluate"):
         figures = journal.recall(
@@ -103,39 +105,13 @@ def _judge(
             key,
             lambda: asdict(measure_quality(pruned.view, evaluation, dense=dense.view, progress=session.progress)),
         )
-        rows = [
-            _baseline(request, name, dense, calibration, evaluation, journal, session) for name in request.baselines
-        ]
+        rows = Comparisons(request, plan, dense, evaluation, journal, session).rows(calibration)
         samples = journal.recall("samples", [*key, request.prompts], lambda: _samples(request, dense, pruned, session))
     return {
         "quality": compose.of_quality(Quality(**figures), evaluation),
         "baselines": rows,
         "samples": samples,
     }
-
-
-def _baseline(
-    request: PruneRequest,
-    name: str,
-    dense: Model,
-    calibration: Tokens | None,
-    evaluation: Tokens,
-    journal: Journal,
-    session: Session,
-) -> dict[str, Any]:
-    method = find_method(name)
-    if method.needs_tokens and calibration is None:
-        calibration = read_text(dense, request.calibration, seed=request.seed)
-    beside = Session(session.progress)
-    view = dense.view.fork()
-    plain = replace(request, options={})
-    plan = run_method(plain, method, view, calibration, journal, beside, source=dense.source)
-    nll = journal.recall(
-        "baseline",
-        [plan.digest, evaluation.digest, str(view.dtype)],
-        lambda: measure_quality(view, evaluation, progress=session.progress).nll,
-    )
-    return {"method": name, "perplexity": compose.perplexity(nll), "layers": compose.removed_layers(plan)}
 
 
 def _samples(request: PruneRequest, dense: Model, pruned: Model, session: Session) -> list[dict[str, str]]:
@@ -175,7 +151,7 @@ def write_output(
         verification = verify(pruned.view, folder, stock=proposal.stock, progress=session.progress)
     report = compose.build(
         known,
-        compose.of_plan(plan),
+        compose.of_plan(plan, dense.view.geometry),
         {"verify": compose.of_verification(verification)},
         {"memory_to_run": compose.memory_to_run(dense.view, pruned.view)},
         {"bytes_on_disk": {"dense": compose.weight_bytes(dense.folder), "pruned": compose.weight_bytes(folder)}},
@@ -200,7 +176,11 @@ def measure_speed(dense: Model, pruned: Model, session: Session) -> dict[str, An
     return compose.of_race(race(dense.view, pruned.view, progress=session.progress))
 
 
-def _write_recipe(request: PruneRequest, file: Path) -> None:
+def _write_recipe(request: PruneRequest, calibration: Tokens | None, evaluation: Tokens, file: Path) -> None:
+    """Write what was asked for; numbers of tokens as they came out, for a later sned may propose others."""
+    read = {"calibration": calibration, "evaluation": evaluation}
+    texts = {name: replace(getattr(request, name), tokens=text.n_tokens) for name, text in read.items() if text}
+    request = replace(request, **texts)
     document = json.loads(json.dumps(asdict(request), default=str))  # tuples to lists, paths to text
     file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

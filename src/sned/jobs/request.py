@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Switch = Literal["auto", "on", "off"]
 DTypeName = Literal["auto", "bf16", "fp32", "fp16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+EVALUATION_TOKENS = 16_384
+"""How many tokens quality is measured on unless told otherwise."""
 
 PROMPTS = (
     "The capital of France is",
@@ -41,7 +43,8 @@ class TextRequest:
     """Which tokens to look at."""
 
     sources: tuple[str, ...] = ("builtin",)
-    tokens: int = 65_536
+    tokens: int | None = None
+    """How many; None: as many as the method usually looks at, or as quality is usually measured on."""
     seq_len: int = 1024
 
 
@@ -65,7 +68,7 @@ class PlanRequest:
 class PruneRequest(PlanRequest):
     """Plan, apply, save, verify, evaluate and report."""
 
-    evaluation: TextRequest = field(default_factory=lambda: TextRequest(tokens=16_384))
+    evaluation: TextRequest = field(default_factory=TextRequest)
     allow_overlap: bool = False
     baselines: tuple[str, ...] = ()
     """Methods planned and evaluated beside the one asked for, at the same budget, without saving them."""

@@ -13,9 +13,9 @@ from sned.checkpoint.folders import atomic_folder
 from sned.jobs import compose
 from sned.jobs.session import Recorder, Session, open_model, read_text
 from sned.models.modeling_sned import NoMLP
-from sned.plans.budget import Budget
 from sned.report.scan_picture import render
 from sned.runtime.context import Context
+from sned.runtime.method import CALIBRATION_TOKENS
 from sned.runtime.statistics import Distances, Influence
 from sned.score.select import ranked_cuts
 
@@ -41,9 +41,9 @@ def scan(load: LoadRequest, calibration: TextRequest, seed: int, progress: Progr
     session = Session(Recorder(progress))
     model = open_model(load, session)
     with session.phase("calibrate"):
-        tokens = read_text(model, calibration, seed=seed)
+        tokens = read_text(model, calibration, CALIBRATION_TOKENS, seed=seed)
         view = model.view
-        context = Context(view, tokens, Budget(), seed, progress=session.progress, cost=session.cost)
+        context = Context(view, view, tokens, seed, progress=session.progress, cost=session.cost)
         *parts, triangles = context.collect(*(_influence(view, i) for i in view.layers), _distances(view), label="scan")
     depth = view.geometry.n_layers
     mark = view.fingerprint
@@ -97,7 +97,7 @@ def write(result: dict[str, Any], out: Path, *, overwrite: bool) -> None:
 def _influence(view: View, index: int) -> Influence:
     whole = not view.is_replaced(index)
     mlp = whole and not isinstance(view.branch(index, "mlp"), NoMLP)
-    return Influence(index, index + 1, has_attn=view.has_attention(index), has_mlp=mlp)
+    return Influence(index, index + 1, has_attn=view.has_branch(index, "attn"), has_mlp=mlp)
 
 
 def _distances(view: View) -> Distances:

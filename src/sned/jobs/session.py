@@ -6,11 +6,14 @@ May import everything below `jobs`.
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import time
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from sned import __version__
 from sned.canon import digest
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sned.jobs.request import LoadRequest, PlanRequest, TextRequest
+    from sned.models.view import View
 
 
 class Recorder(Progress):
@@ -40,6 +44,10 @@ class Recorder(Progress):
         """Open a task."""
         self._keep("task", label)
         return self._inner.task(label, total)
+
+    def note(self, text: str) -> None:
+        """Pass on; what it says is out of date by the time anybody reads the log."""
+        self._inner.note(text)
 
     def info(self, message: str) -> None:
         """Pass on and keep."""
@@ -83,10 +91,10 @@ class Session:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
 
-def open_model(request: LoadRequest, session: Session) -> Model:
-    """Load the model that a request names."""
+def open_model(request: LoadRequest, session: Session, *, to_run: bool = True) -> Model:
+    """Load the model that a request names; if it is to be run, warn where that will be slow."""
     with session.phase("load"):
-        return load(
+        model = load(
             request.model,
             dtype=request.dtype,
             device=request.device,
@@ -94,6 +102,17 @@ def open_model(request: LoadRequest, session: Session) -> Model:
             trust_inferred=request.trust_inferred,
             progress=session.progress,
         )
+    if to_run and runs_slowly(model.view):
+        name = str(model.view.dtype).removeprefix("torch.")
+        session.progress.warn(f"this CPU computes in {name} several times slower than in float32: try --dtype fp32")
+    return model
+
+
+def runs_slowly(view: View) -> bool:
+    """Tell whether a model is in a half precision that its x86 CPU has no instructions for."""
+    half = view.dtype in (torch.bfloat16, torch.float16)
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return half and x86 and view.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
 
 
 def spare_source(model: Model, out: Path) -> None:
@@ -108,8 +127,15 @@ def spare_source(model: Model, out: Path) -> None:
         )
 
 
-def read_text(model: Model, text: TextRequest, *, seed: int, evaluation: bool = False) -> Tokens:
+def read_text(model: Model, text: TextRequest, usual: int, *, seed: int, evaluation: bool = False) -> Tokens:
     """Tokenise what a request asks for; sequences never exceed the model's positions.
+
+    Args:
+        model: Whose tokenizer to use.
+        text: The request.
+        usual: How many tokens to take where the request does not say.
+        seed: Of the choice of documents.
+        evaluation: Whether the text is to judge by, not to calibrate on.
 
     Raises:
         CheckpointError: the model has no tokenizer, and the source needs one.
@@ -120,7 +146,7 @@ def read_text(model: Model, text: TextRequest, *, seed: int, evaluation: bool = 
     return Tokens.from_source(
         list(text.sources),
         None if ready else model.tokenizer,
-        tokens=text.tokens,
+        tokens=text.tokens or usual,
         seq_len=min(text.seq_len, limit),
         seed=seed,
         role="evaluation" if evaluation else "calibration",

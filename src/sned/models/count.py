@@ -10,6 +10,8 @@ from sned.models.modeling_sned import LinearLayer
 if TYPE_CHECKING:
     from torch import nn
 
+    from sned.models.family import Sublayer
+    from sned.models.geometry import Axis
     from sned.models.view import View
 
 
@@ -78,7 +80,29 @@ def layer_flops(layer: nn.Module, active_expert_ratio: float) -> int:
 
 def layer_kv_values(view: View, index: int) -> int:
     """Count the numbers that one token leaves in the cache of one layer."""
-    if isinstance(view.layer(index), LinearLayer) or not view.has_attention(index):
+    if isinstance(view.layer(index), LinearLayer) or not view.has_branch(index, "attn"):
         return 2
     groups = len(view.alive[f"layers.{index}.attn.group"])
     return 2 * groups * view.geometry.head_dim
+
+
+def branch_counts(view: View, layer: int, which: Sublayer) -> Counts:
+    """Count what a sublayer takes, with the norms that serve it alone."""
+    inside = tuple(f"{name}." for name in view.parts(layer, which))
+    params = [p for n, p in view.layer(layer).named_parameters() if n.startswith(inside)]
+    total = sum(p.numel() for p in params)
+    kv = layer_kv_values(view, layer) * view.dtype.itemsize if which == "attn" else 0
+    return Counts(total, total, sum(2 * p.numel() for p in params if p.dim() == 2), kv)
+
+
+def units_counts(view: View, axis: Axis, n: int) -> Counts:
+    """Count what `n` units of an axis take."""
+    alive = len(view.alive[axis.name])
+    params = flops = 0
+    for slot in axis.slots:
+        param = view.layer(axis.layer).get_parameter(slot.param)
+        across = param.numel() // param.shape[slot.dim]
+        params += n * slot.block * across
+        flops += 2 * n * slot.block * across if param.dim() == 2 else 0
+    kv = layer_kv_values(view, axis.layer) * view.dtype.itemsize * n // alive if axis.kind == "attn.group" else 0
+    return Counts(params, params, flops, kv)

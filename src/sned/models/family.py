@@ -37,6 +37,11 @@ class Family:
     down: str = "down_proj"
     gate_up: str | None = None
     """Fused gate and up projection; then `gate` and `up` are unused."""
+    attn_norms: tuple[str, ...] = ("input_layernorm",)
+    """Norms that serve the attention alone, and go with it."""
+    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
+    parallel: bool | str = False
+    """Both branches read the stream that enters the layer; a name is that of the config attribute that says so."""
     attn_post: str | None = None
     mlp_post: str | None = None
     """Norm between a branch's output and the residual stream; no linear map can be folded through it."""

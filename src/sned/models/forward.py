@@ -55,6 +55,19 @@ class LayerRunner:
         out = self.view.layer(index)(hidden, *call.args, **call.kwargs)
         return out[0] if isinstance(out, tuple) else out
 
+    def before_head(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn what the last layer returned into what the output head receives, `[batch, tokens, hidden]`."""
+        caught: list[torch.Tensor] = []
+
+        def catch(normed: torch.Tensor) -> torch.Tensor:
+            caught.append(normed)
+            return normed
+
+        head: Any = self.view.model.get_output_embeddings()
+        with answering(head, catch):
+            self.leave(ids, hidden)
+        return caught[0]
+
     def leave(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Turn what the last layer returned into logits `[batch, tokens, vocab]`, as the model itself does."""
         with _instead_of_layers(self.view, lambda *_: hidden):

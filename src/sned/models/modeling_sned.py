@@ -2,6 +2,10 @@
 
 This file is shipped beside the weights of models that stock classes cannot hold. It needs only torch and
 transformers, and never imports sned.
+
+What differs by layer stands in the config under `per_layer_config`, in the schema of transformers: the family's own
+names of widths and head counts, and `skip` for a branch that is gone. What that schema cannot say stands under
+`sned_layers`: where the layers are, which modules a branch consists of, and which parameters its width is a size of.
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ import transformers
 from torch import nn
 
 PREFIX = "Sned"
-RECIPE = "sned_layers"
-"""Name of the config entry that says how the layers differ from stock ones."""
+FACTS = "sned_layers"
+"""Name of the config entry with the facts of the family that are needed to build uneven layers."""
+_OVERRIDES = "_overrides_by_layer"
 
 
 def _find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any | None:
@@ -79,47 +84,89 @@ class LinearLayer(nn.Module):
         return (mapped, None) if self.returns_tuple else mapped
 
 
-def rebuild(model: nn.Module, recipe: dict[str, Any]) -> None:
-    """Give a freshly built stock model the layers that a recipe describes; parameters become empty.
-
-    Args:
-        model: A causal language model, or its bare decoder.
-        recipe: `path` of the layer list, names of the sublayers, and `layers`: changes by layer position.
-    """
-    names = recipe["path"].split(".")
+def rebuild(model: nn.Module, config: Any) -> None:
+    """Give a freshly built stock model, or its bare decoder, the layers that its config describes."""
+    facts = getattr(config, FACTS)
+    names = facts["path"].split(".")
     while not hasattr(model, names[0]):
         names.pop(0)  # a bare decoder lacks the first step of the path
     layers: Any = model.get_submodule(".".join(names))
-    for position, change in recipe["layers"].items():
-        index = int(position)
-        if change.get("linear"):
-            layers[index] = LinearLayer(recipe["hidden"], index, returns_tuple=recipe["returns_tuple"])
-        else:
-            _reshape(layers[index], index, change, recipe)
+    linear = facts.get("linear", [])
+    for index, own in config.overrides.items():
+        if index in linear:
+            continue
+        for branch, stand_in in (("attention", NoMixer(index)), ("mlp", NoMLP())):
+            if branch in own.get("skip", []):
+                _silence(layers[index], stand_in, facts[branch])
+            elif facts.get(branch, {}).get("width") in own:
+                _narrow(layers[index], config, own, facts[branch])
+    for index in linear:
+        layers[index] = LinearLayer(facts["hidden"], index, returns_tuple=facts["returns_tuple"])
 
 
-def _reshape(layer: nn.Module, index: int, change: dict[str, Any], recipe: dict[str, Any]) -> None:
-    for which in change.get("without", []):
-        if which == "attn":
-            setattr(layer, recipe["attn"], NoMixer(index))
-        elif recipe["mlp"]:
-            setattr(layer, recipe["mlp"], NoMLP())
-        else:
-            setattr(layer, recipe["up"], nn.Identity())
-            setattr(layer, recipe["down"], NoMLP())
-    for name, shape in change.get("shapes", {}).items():
-        owner, _, leaf = name.rpartition(".")
-        module = layer.get_submodule(owner)
+def _silence(layer: nn.Module, stand_in: nn.Module, facts: dict[str, Any]) -> None:
+    """Take a branch and the norms that serve it alone out of a layer."""
+    setattr(layer, facts["module"], stand_in)
+    for name in facts["passing"]:
+        setattr(layer, name, nn.Identity())
+
+
+def _narrow(layer: nn.Module, config: Any, own: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Give the parameters of a branch the shapes that its own width makes, and its module the counts."""
+    units = own[facts["width"]]
+    gone = getattr(config, facts["width"]) - units
+    for size in facts["sizes"]:
+        owner, _, leaf = size["param"].rpartition(".")
+        module: Any = layer.get_submodule(owner)
         old = getattr(module, leaf)
-        setattr(module, leaf, nn.Parameter(torch.empty(shape, dtype=old.dtype, device=old.device)))
-    for name, values in change.get("attributes", {}).items():
-        for key, value in values.items():
-            setattr(layer.get_submodule(name), key, value)
-    for name, values in change.get("config", {}).items():
-        module: Any = layer.get_submodule(name)
-        module.config = copy.copy(module.config)
-        for key, value in values.items():
-            setattr(module.config, key, value)
+        dim = size["dim"]
+        kept = old.data.narrow(dim, 0, old.shape[dim] - gone * size["per_unit"]).clone()
+        setattr(module, leaf, nn.Parameter(kept, requires_grad=old.requires_grad))
+        if leaf == "weight" and isinstance(module, nn.Linear):
+            module.out_features, module.in_features = kept.shape
+        elif leaf == "weight" and type(module).__name__ == "Conv1D":
+            module.nx, module.nf = kept.shape
+    branch: Any = layer.get_submodule(facts["module"])
+    for name, per_unit in facts.get("attributes", {}).items():
+        setattr(branch, name, units * per_unit)
+    if "own_config" in facts:
+        branch.config = copy.copy(branch.config)
+        for name, per_unit in facts["own_config"].items():
+            setattr(branch.config, name, units * per_unit)
+
+
+class _UnevenConfig:
+    """Keeps what differs by layer to itself: transformers would refuse to read a head count that varies."""
+
+    @property
+    def overrides(self) -> dict[int, dict[str, Any]]:
+        """What differs from the config, by layer position."""
+        return self.__dict__.get(_OVERRIDES, {})
+
+    @property
+    def per_layer_config(self) -> list[Any]:
+        """The config of every layer, with its own values and `skip`; caches take their shapes from these."""
+        return [self._resolve(index) for index in range(self.num_hidden_layers)]  # pyright: ignore[reportAttributeAccessIssue]
+
+    @per_layer_config.setter
+    def per_layer_config(self, overrides: dict[Any, dict[str, Any]]) -> None:
+        self.__dict__[_OVERRIDES] = {int(index): dict(own) for index, own in overrides.items()}
+
+    def _resolve(self, index: int) -> Any:
+        layer: Any = copy.copy(self)
+        for name, value in {"skip": [], **self.overrides.get(index, {})}.items():
+            setattr(layer, name, value)
+        layer.__dict__.pop(_OVERRIDES, None)
+        return layer
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as it is saved."""
+        document = super().to_dict()  # pyright: ignore[reportAttributeAccessIssue]
+        overrides = document.pop(_OVERRIDES, {})
+        if overrides:
+            digits = len(str(max(overrides)))
+            document["per_layer_config"] = {str(i).zfill(digits): overrides[i] for i in sorted(overrides)}
+        return document
 
 
 class _Uneven:
@@ -127,7 +174,30 @@ class _Uneven:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
-        rebuild(self, getattr(config, RECIPE))  # pyright: ignore[reportArgumentType]
+        rebuild(self, config)  # pyright: ignore[reportArgumentType]
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """Switch the kernel of all layers, those with a config of their own included."""
+        model: Any = self
+        super().set_attn_implementation(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        for module in model.modules():
+            if getattr(module, "config", None) is not None:
+                module.config._attn_implementation = model.config._attn_implementation
+
+
+def _settable(computed: property) -> property:
+    """Return the `head_dim` of a config that computes it, so that it can be said where head counts vary."""
+    return property(
+        lambda config: config.__dict__.get("head_dim") or computed.__get__(config),
+        lambda config, value: config.__dict__.update(head_dim=value),
+    )
+
+
+def _make_config(name: str, stock: Any) -> type:
+    body: dict[str, Any] = {"model_type": f"sned_{stock.model_type}", "__module__": __name__}
+    if isinstance(computed := getattr(stock, "head_dim", None), property):
+        body["head_dim"] = _settable(computed)
+    return type(name, (_UnevenConfig, stock), body)
 
 
 @cache
@@ -135,9 +205,17 @@ def _make(name: str) -> type:
     """Return the uneven twin of a stock class: `SnedLlamaForCausalLM` of `LlamaForCausalLM`, and so on."""
     stock = getattr(transformers, name.removeprefix(PREFIX))
     if issubclass(stock, transformers.PretrainedConfig):
-        return type(name, (stock,), {"model_type": f"sned_{stock.model_type}", "__module__": __name__})
-    config = _make(f"{PREFIX}{stock.config_class.__name__}")
-    return type(name, (_Uneven, stock), {"config_class": config, "__module__": __name__})
+        return _make_config(name, stock)
+    body = {
+        "__module__": __name__,
+        "config_class": _make(f"{PREFIX}{stock.config_class.__name__}"),
+        # what transformers finds out by reading the source of a class's module, which must be the stock one
+        "_can_set_attn_implementation": stock._can_set_attn_implementation,
+        "_can_set_experts_implementation": stock._can_set_experts_implementation,
+        # so that this file is written beside the weights again
+        "_auto_class": "AutoModelForCausalLM" if issubclass(stock, transformers.GenerationMixin) else "AutoModel",
+    }
+    return type(name, (_Uneven, stock), body)
 
 
 def __getattr__(name: str) -> Any:

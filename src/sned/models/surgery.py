@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from sned.errors import PlanError, UnsupportedModelError
-from sned.models.geometry import Axis, Slot, is_conv1d, path
 from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from sned.models.family import Sublayer
+    from sned.models.geometry import Axis, Slot
     from sned.models.view import View
     from sned.models.weights import Edit, Weights
 
@@ -43,26 +43,25 @@ def drop_layers(view: View, layers: Iterable[int]) -> None:
 
 
 def drop_sublayer(view: View, layer: int, which: Sublayer) -> None:
-    """Remove the attention or the MLP of one layer; the other branch stays.
+    """Remove the attention or the MLP of one layer, with the norms that serve it alone.
+
+    The other branch stays; where it is gone already, so is the layer now.
 
     Raises:
-        PlanError: the sublayer is not there any more.
+        PlanError: the sublayer is not there any more, or no layer would be left.
         UnsupportedModelError: the MLP is a mixture of experts.
     """
     require_sublayer(view, layer, which)
-    block, family = view.layer(layer), view.family
+    if not view.has_branch(layer, "mlp" if which == "attn" else "attn"):
+        drop_layers(view, [layer])
+        return
+    block, family, names = view.layer(layer), view.family, view.parts(layer, which)
+    gone = tuple(f"{name}." for name in names)
+    stand_ins: dict[str, nn.Module] = {family.mlp or family.down: NoMLP()}
     if which == "attn":
-        position = list(view.layers).index(layer)
-        setattr(block, family.attn, NoMixer(position))
-        prefixes = [family.attn]
-    elif family.mlp is not None:
-        setattr(block, family.mlp, NoMLP())
-        prefixes = [family.mlp]
-    else:
-        setattr(block, family.up, nn.Identity())
-        setattr(block, family.down, NoMLP())
-        prefixes = [family.up, family.down]
-    gone = tuple(f"{prefix}." for prefix in prefixes)
+        stand_ins = {family.attn: NoMixer(list(view.layers).index(layer))}
+    for name in names:
+        setattr(block, name, stand_ins.get(name, nn.Identity()))
 
     def change(weights: Weights) -> None:
         for name in [n for n in weights if n.startswith(gone)]:
@@ -76,8 +75,14 @@ def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
 
     Raises:
         PlanError: a unit does not exist, or none of those still there would be kept.
+        UnsupportedModelError: heads of a model with ALiBi are to be cut.
     """
     require_sublayer(view, axis.layer, "attn" if axis.kind.startswith("attn") else "mlp")
+    if axis.kind == "attn.group" and getattr(view.model.config, "alibi", False):
+        raise UnsupportedModelError(
+            "this model biases its attention by the number of the head (ALiBi), so no head can be cut.",
+            hint="cut MLP channels or whole attentions",
+        )
     alive = view.alive[axis.name]
     wanted = set(units)
     if beyond := [u for u in wanted if not 0 <= u < axis.size]:
@@ -89,43 +94,6 @@ def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
     view.alive[axis.name] = tuple(alive[position] for position in current)
     if axis.kind == "attn.group":
         _set_head_counts(view, axis.layer, len(current))
-
-
-def fold(view: View, layer: int, matrix: torch.Tensor) -> None:
-    """Multiply what a layer's MLP adds to the stream by `matrix` `[hidden, hidden]` from the right.
-
-    The output projection absorbs it in float64: `W <- Tᵀ W`, `b <- b T`.
-
-    Raises:
-        UnsupportedModelError: a norm or a mixture of experts makes that impossible.
-    """
-    view.edit(layer, folding(view, layer, matrix), structural=False)
-
-
-def folding(view: View, layer: int, matrix: torch.Tensor) -> Edit:
-    """Return the edit that `fold` makes.
-
-    Raises:
-        UnsupportedModelError: a norm or a mixture of experts makes that impossible.
-    """
-    if obstacle := view.fold_obstacle(layer):
-        raise UnsupportedModelError(
-            f"no linear map can be folded into layer {layer}: {obstacle}.",
-            hint="use a stand-alone linear layer (--set standalone=true)",
-        )
-    down = path(view.family.mlp, view.family.down)
-    transposed = is_conv1d(view.layer(layer).get_submodule(down))
-
-    def change(weights: Weights) -> None:
-        weight = weights[f"{down}.weight"]
-        map64 = matrix.to(weight.device, torch.float64)
-        wide = weight.double()
-        weights[f"{down}.weight"] = (wide @ map64 if transposed else map64.T @ wide).to(weight.dtype)
-        if f"{down}.bias" in weights:
-            bias = weights[f"{down}.bias"]
-            weights[f"{down}.bias"] = (bias.double() @ map64).to(bias.dtype)
-
-    return change
 
 
 def replace_with_linear(view: View, layers: Sequence[int], matrix: torch.Tensor) -> None:

@@ -5,13 +5,14 @@ Gates are differentiable. May import its neighbours in `models`.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sned.models.forward import answering
+from sned.models.modeling_sned import NoMixer, NoMLP
 from sned.models.surgery import require_consecutive, require_sublayer
 
 if TYPE_CHECKING:
@@ -37,19 +38,19 @@ def skip(view: View, layers: Iterable[int]) -> Iterator[None]:
 
 @contextmanager
 def bypass(view: View, layer: int, which: Sublayer) -> Iterator[None]:
-    """Silence one sublayer: it adds zero to the residual stream."""
+    """Silence one sublayer: it adds zero to the residual stream, and is not computed."""
     require_sublayer(view, layer, which)
-
-    def silence(_module: nn.Module, _args: Any, out: Any) -> Any:
-        if isinstance(out, tuple):
-            return (torch.zeros_like(out[0]), *out[1:])
-        return torch.zeros_like(out)
-
-    handle = view.contribution(layer, which).register_forward_hook(silence)
-    try:
+    block, family = view.layer(layer), view.family
+    if which == "attn":
+        stand_ins = {family.attn: NoMixer(0).forward}
+    elif family.mlp is not None:
+        stand_ins = {family.mlp: NoMLP().forward}
+    else:
+        stand_ins = {family.up: nn.Identity().forward, family.down: NoMLP().forward}
+    with ExitStack() as stack:
+        for name, forward in stand_ins.items():
+            stack.enter_context(answering(block.get_submodule(name), forward))
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -8,27 +8,26 @@ May import its neighbours in `models`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
-from sned.canon import digest, sample_indices
 from sned.errors import PlanError
-from sned.models.geometry import Axis, Geometry, build_axes, n_kv_groups
 from sned.models.infer import resolve_family
+from sned.models.measure import measure, sample_weights
 from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
 from sned.models.weights import Edit, LiveWeights, Weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from transformers import PreTrainedModel
 
     from sned.models.family import Sublayer
-
-N_FINGERPRINT_SAMPLES = 4
+    from sned.models.geometry import Axis
 
 
 class LayerSource(Protocol):
@@ -71,12 +70,13 @@ class View:
         self.model = model
         self.family = resolve_family(model, trust_inferred=trust_inferred)
         self.layers: dict[int, nn.Module] = dict(enumerate(self._layer_list()))
-        self.geometry = self._measure()
+        self.geometry = measure(model, self.family, self.layers)
         self.alive = {name: tuple(range(axis.size)) for name, axis in self.geometry.axes.items()}
         self.skipped: frozenset[int] = frozenset()
         self._source = source
         self._history: dict[int, list[Edit]] = {i: [] for i in self.layers}
-        self.fingerprint = Fingerprint(model.config.model_type, self.geometry.digest, self._sample_weights())
+        weights = sample_weights(self.layers, source)
+        self.fingerprint = Fingerprint(model.config.model_type, self.geometry.digest, weights)
 
     def fork(self) -> View:
         """Return an independent view of the same model that shares all tensors with this one.
@@ -147,6 +147,14 @@ class View:
             return layer.get_submodule(family.attn)
         return layer.get_submodule(family.mlp if family.mlp is not None else family.down)
 
+    def parts(self, index: int, which: Sublayer) -> list[str]:
+        """Return the names of a layer's modules that are a sublayer: its own, and the norms that serve it alone."""
+        layer, family = self.layer(index), self.family
+        if which == "attn":
+            return [family.attn, *(name for name in family.attn_norms if hasattr(layer, name))]
+        own = [family.mlp] if family.mlp is not None else [family.up, family.down]
+        return own + [name for name in family.mlp_norms if hasattr(layer, name)]
+
     def contribution(self, index: int, which: Sublayer) -> nn.Module:
         """Return the module whose output, times `multiplier`, a sublayer adds to the residual stream."""
         post = self.family.attn_post if which == "attn" else self.family.mlp_post
@@ -157,6 +165,12 @@ class View:
         """The factor between a sublayer's output and what it adds to the residual stream."""
         name = self.family.multiplier
         return float(getattr(self.model.config, name)) if name else 1.0
+
+    @property
+    def parallel(self) -> bool:
+        """Whether both branches of a layer read the stream that enters it."""
+        rule = self.family.parallel
+        return bool(getattr(self.model.config, rule)) if isinstance(rule, str) else rule
 
     def is_replaced(self, index: int) -> bool:
         """Tell whether a linear map stands where the layer was."""
@@ -172,9 +186,9 @@ class View:
             return "it has no MLP any more"
         return None
 
-    def has_attention(self, index: int) -> bool:
-        """Tell whether a present layer still has its attention."""
-        return not self.is_replaced(index) and not isinstance(self.branch(index, "attn"), NoMixer)
+    def has_branch(self, index: int, which: Sublayer) -> bool:
+        """Tell whether a present layer still has its attention or its MLP."""
+        return not self.is_replaced(index) and not isinstance(self.branch(index, which), NoMixer | NoMLP)
 
     @contextmanager
     def materialised(self, index: int) -> Iterator[nn.Module]:
@@ -183,10 +197,7 @@ class View:
         if self._source is None:
             yield layer
             return
-        weights: dict[str, torch.Tensor] = dict(self._source.layer(index))
-        for edit in self._history[index]:
-            edit(weights)
-        layer.load_state_dict(weights, strict=True, assign=True)
+        layer.load_state_dict(_read(self._source, index, self._history[index]), strict=True, assign=True)
         try:
             yield layer
         finally:
@@ -206,8 +217,11 @@ class View:
 
     @contextmanager
     def edited(self, index: int, change: Edit) -> Iterator[None]:
-        """Change the values of one layer's tensors for the duration of the context."""
-        if self._source is not None:
+        """Change the values of one layer's tensors for the duration of the context.
+
+        Those of a streamed layer change when it is read next, or at once while it is in memory.
+        """
+        if any(p.is_meta for p in self.layer(index).parameters()):
             self._history[index].append(change)
             try:
                 yield
@@ -244,39 +258,34 @@ class View:
 
         self._history[index] = [change]
 
+    def move_mlp(self, giver: int, taker: int) -> None:
+        """Move the MLP of a layer, with its norms, into a layer that has none; the giver must then be dropped.
+
+        The taker's MLP axis becomes that of the giver, and its units are those of the giver.
+        """
+        names = self.parts(giver, "mlp")
+        for name in names:
+            setattr(self.layer(taker), name, getattr(self.layer(giver), name))
+        old, new = f"layers.{giver}.mlp.hidden", f"layers.{taker}.mlp.hidden"
+        axis = replace(self.geometry.axes[old], name=new, layer=taker)
+        self.geometry = replace(self.geometry, axes={**self.geometry.axes, new: axis})
+        self.alive[new] = self.alive.pop(old)
+        if self._source is not None:
+            source, edits, inside = self._source, tuple(self._history[giver]), tuple(f"{name}." for name in names)
+
+            def change(weights: Weights) -> None:
+                weights.update({n: t for n, t in _read(source, giver, edits).items() if n.startswith(inside)})
+
+            self._history[taker].append(change)
+
     def _layer_list(self) -> nn.ModuleList:
         layers: Any = self.model.get_submodule(self.family.layers)
         return layers
 
-    def _measure(self) -> Geometry:
-        config, family = self.model.config, self.family
-        heads, groups = int(config.num_attention_heads), n_kv_groups(config)
-        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-        axes = [a for i, m in self.layers.items() for a in build_axes(m, i, family, heads // groups, head_dim)]
-        return Geometry(
-            model_type=config.model_type,
-            n_layers=len(self.layers),
-            hidden=int(config.hidden_size),
-            n_heads=heads,
-            n_kv_groups=groups,
-            head_dim=head_dim,
-            vocab=int(config.vocab_size),
-            n_params=sum(p.numel() for p in self.model.parameters()),
-            layer_shapes=tuple({n: tuple(p.shape) for n, p in m.named_parameters()} for m in self.layers.values()),
-            active_expert_ratio=config.num_experts_per_tok / experts if family.experts and experts else 1.0,
-            axes={axis.name: axis for axis in axes},
-        )
 
-    def _sample_weights(self) -> str:
-        """Digest a few elements of every layer parameter, in bfloat16 so that the dtype to run in is immaterial."""
-        samples: list[float] = []
-        for i, layer in self.layers.items():
-            for name, param in sorted(layer.named_parameters()):
-                if self._source is not None:
-                    values = self._source.sample(i, name, N_FINGERPRINT_SAMPLES)
-                else:
-                    where = sample_indices(param.numel(), N_FINGERPRINT_SAMPLES)
-                    values = param.detach().flatten()[torch.tensor(where, device=param.device)]
-                samples += values.to("cpu", torch.bfloat16).float().nan_to_num(nan=-1e30).tolist()
-        return digest(samples)
+def _read(source: LayerSource, index: int, edits: Iterable[Edit]) -> dict[str, torch.Tensor]:
+    """Read the base tensors of a layer, and repeat what was done to them."""
+    weights = dict(source.layer(index))
+    for edit in edits:
+        edit(weights)
+    return weights

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sned.errors import BudgetError, ConfigError
 
@@ -13,19 +14,58 @@ if TYPE_CHECKING:
 
     from sned.models.geometry import Geometry
 
+BudgetKind = Literal["layers", "blocks", "remove"]
+BUDGET_KINDS: tuple[BudgetKind, ...] = ("layers", "blocks", "remove")
+BUDGET_FLAGS: dict[BudgetKind, str] = {"layers": "--layers N", "blocks": "--blocks N", "remove": "--remove 25%"}
 _SHARE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much to remove; exactly one of `layers` and `remove` is set.
+    """How much to remove; at most one of `layers`, `blocks` and `remove` is set, and none means what a method proposes.
 
-    `remove` is a share between 0 and 1 of all parameters, or of those of the decoder layers (`remove_of`).
+    A block is an attention or an MLP. `remove` is a share between 0 and 1 of all parameters, or of those of the
+    decoder layers (`remove_of`).
     """
 
     layers: int | None = None
     remove: float | None = None
     remove_of: Literal["all", "body"] = "all"
+    blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse two budgets at once.
+
+        Raises:
+            ConfigError: more than one is set.
+        """
+        given = [f"--{kind}" for kind in BUDGET_KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} are given together", hint="give one of them")
+
+    @property
+    def kind(self) -> BudgetKind | None:
+        """Which of them is set, if any."""
+        return next((k for k in BUDGET_KINDS if getattr(self, k) is not None), None)
+
+    def as_options(self) -> dict[str, Any]:
+        """Return what is set, as a plan records it."""
+        if self.kind is None:
+            return {}
+        share = {"remove_of": self.remove_of} if self.kind == "remove" else {}
+        return {self.kind: getattr(self, self.kind)} | share
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a method that cuts parts of layers has to reach: a number of blocks, or of parameters removed."""
+
+    blocks: int | None = None
+    params: int | None = None
+
+    def reached(self, blocks: int, params: int) -> bool:
+        """Tell whether so many blocks and parameters removed are enough."""
+        return blocks >= self.blocks if self.blocks is not None else params >= (self.params or 0)
 
 
 def parse_share(text: str, *, name: str) -> float:
@@ -75,3 +115,25 @@ def layers_to_remove(budget: Budget, geometry: Geometry, removable: Sequence[int
         removed += sizes[n]
         n += 1
     return n
+
+
+def goal_of(budget: Budget, geometry: Geometry) -> Goal:
+    """Return the goal that a budget sets; a share is reached by the fewest whole parameters that make it up.
+
+    Raises:
+        BudgetError: it asks for nothing, or for more than the decoder layers hold.
+    """
+    if budget.blocks is not None:
+        most = 2 * geometry.n_layers - 1
+        if not 1 <= budget.blocks <= most:
+            raise BudgetError(f"--blocks {budget.blocks} is out of reach", hint=f"give 1 to {most}")
+        return Goal(blocks=budget.blocks)
+    share = budget.remove or 0.0
+    body = geometry.body_params
+    total = geometry.n_params if budget.remove_of == "all" else body
+    if share * total >= body:
+        raise BudgetError(
+            f"--remove {share:.1%} is more than all decoder layers together",
+            hint=f"they hold {body / total:.1%} of the parameters",
+        )
+    return Goal(params=math.ceil(share * total))

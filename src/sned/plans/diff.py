@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sned.canon import format_span
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Replace, SetWeight
 
 if TYPE_CHECKING:
     from sned.plans.plan import Plan
@@ -25,6 +25,8 @@ class LayerState:
     attn_units: str = ""
     """The units kept of a trimmed sublayer, as a span."""
     mlp_units: str = ""
+    refitted: bool = False
+    """Some of its weights have new values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class Difference:
 
 def layer_states(plan: Plan) -> list[LayerState]:
     """Return what a plan leaves of every base layer."""
-    states: list[dict[str, str]] = [{} for _ in range(plan.base.n_layers)]
+    states: list[dict[str, Any]] = [{} for _ in range(plan.base.n_layers)]
+    refitted: set[int] = set()
     for op in plan.ops:
         match op:
             case DropLayers():
@@ -57,6 +60,16 @@ def layer_states(plan: Plan) -> list[LayerState]:
                 for i in op.layers:
                     states[i] = {"layer": "replaced", "attn": "removed", "mlp": "removed"}
                 states[op.layers[0]]["note"] = "one linear map stands here"
+            case SetWeight():
+                refitted.add(op.layer)
+    for state in states:
+        if state.get("attn") == state.get("mlp") == "removed" and state.get("layer") != "replaced":
+            state.clear()  # nothing is left of it, whatever was done to it before
+            state.update(layer="removed", attn="removed", mlp="removed")
+    for i in refitted:
+        if states[i].get("layer") not in ("removed", "replaced"):
+            note = "; ".join(filter(None, (states[i].get("note"), "refitted")))
+            states[i] |= {"note": note, "refitted": True}
     return [LayerState(**state) for state in states]
 
 
@@ -75,4 +88,4 @@ def _words(state: LayerState) -> str:
         return state.layer
     sublayers = (("attn", state.attn, state.attn_units), ("mlp", state.mlp, state.mlp_units))
     parts = [f"{name} {value} {units}".strip() for name, value, units in sublayers if value != "kept"]
-    return ", ".join([state.layer, *parts])
+    return ", ".join([state.layer, *parts, *["refitted"] * state.refitted])

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from sned.canon import format_span, parse_span
 from sned.errors import PlanError
-from sned.models import surgery, trial
+from sned.models import folding, surgery, trial
 from sned.models.family import Sublayer
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ Index = Annotated[int, Field(ge=0)]
 class _Op(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
+    @property
+    @abstractmethod
+    def touched(self) -> tuple[int, ...]:
+        """The base layers whose computation the op changes."""
+
     @abstractmethod
     def apply(self, view: View, tensors: Tensors) -> None:
         """Change the view for good.
@@ -70,6 +75,10 @@ class DropLayers(_Op):
     op: Literal["drop_layers"] = "drop_layers"
     layers: Span
 
+    @property
+    def touched(self) -> tuple[int, ...]:
+        return self.layers
+
     def apply(self, view: View, tensors: Tensors) -> None:
         surgery.drop_layers(view, self.layers)
 
@@ -87,6 +96,10 @@ class DropSublayer(_Op):
     layer: Index
     which: Sublayer
 
+    @property
+    def touched(self) -> tuple[int, ...]:
+        return (self.layer,)
+
     def apply(self, view: View, tensors: Tensors) -> None:
         surgery.drop_sublayer(view, self.layer, self.which)
 
@@ -103,6 +116,10 @@ class Keep(_Op):
     op: Literal["keep"] = "keep"
     axis: str
     units: Span
+
+    @property
+    def touched(self) -> tuple[int, ...]:
+        return (int(self.axis.split(".")[1]),)
 
     def apply(self, view: View, tensors: Tensors) -> None:
         surgery.keep(view, view.axis(self.axis), self.units)
@@ -124,11 +141,15 @@ class Fold(_Op):
     layer: Index
     tensor: str
 
+    @property
+    def touched(self) -> tuple[int, ...]:
+        return (self.layer,)
+
     def apply(self, view: View, tensors: Tensors) -> None:
-        surgery.fold(view, self.layer, _fetch(tensors, self.tensor))
+        folding.fold(view, self.layer, _fetch(tensors, self.tensor))
 
     def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
-        return view.edited(self.layer, surgery.folding(view, self.layer, _fetch(tensors, self.tensor)))
+        return view.edited(self.layer, folding.folding(view, self.layer, _fetch(tensors, self.tensor)))
 
     def describe(self) -> str:
         return f"fold a linear map into the MLP of layer {self.layer}"
@@ -142,6 +163,10 @@ class Replace(_Op):
     spec: Literal["linear"] = "linear"
     tensor: str
 
+    @property
+    def touched(self) -> tuple[int, ...]:
+        return self.layers
+
     def apply(self, view: View, tensors: Tensors) -> None:
         surgery.replace_with_linear(view, self.layers, _fetch(tensors, self.tensor))
 
@@ -152,7 +177,29 @@ class Replace(_Op):
         return f"replace layers {format_span(self.layers)} by one linear map"
 
 
-Op = Annotated[DropLayers | DropSublayer | Keep | Fold | Replace, Field(discriminator="op")]
+class SetWeight(_Op):
+    """Give a parameter of a layer new values, of the shape that it has when the op's turn comes."""
+
+    op: Literal["set_weight"] = "set_weight"
+    layer: Index
+    param: str
+    tensor: str
+
+    @property
+    def touched(self) -> tuple[int, ...]:
+        return (self.layer,)
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        folding.set_values(view, self.layer, self.param, _fetch(tensors, self.tensor))
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        return view.edited(self.layer, folding.setting(view, self.layer, self.param, _fetch(tensors, self.tensor)))
+
+    def describe(self) -> str:
+        return f"set {self.param} of layer {self.layer}"
+
+
+Op = Annotated[DropLayers | DropSublayer | Keep | Fold | Replace | SetWeight, Field(discriminator="op")]
 
 
 def _fetch(tensors: Tensors, reference: str) -> torch.Tensor:

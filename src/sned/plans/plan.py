@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from sned.canon import digest
 from sned.errors import PlanError, SnedError
 from sned.models.count import Counts, count
-from sned.plans.ops import Fold, Op, Replace
+from sned.plans.ops import Fold, Keep, Op, Replace, SetWeight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from sned.models.view import View
 
@@ -191,5 +191,21 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 def used_tensors(ops: Iterable[Op], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors that ops refer to, in the order of use."""
-    names = [op.tensor for op in ops if isinstance(op, Fold | Replace)]
+    names = [op.tensor for op in ops if isinstance(op, Fold | Replace | SetWeight)]
     return {name: tensors[name] for name in names}
+
+
+def merged(ops: Sequence[Op]) -> list[Op]:
+    """Return ops that do the same, without a `Keep` that another one on the same axis follows.
+
+    A search narrows an axis step by step, and only the last width matters, unless something in between changed the
+    layer at the width that it had then.
+    """
+    out: list[Op] = []
+    for op in ops:
+        if isinstance(op, Keep):
+            earlier = next((o for o in reversed(out) if set(o.touched) & set(op.touched)), None)
+            if isinstance(earlier, Keep) and earlier.axis == op.axis and set(op.units) <= set(earlier.units):
+                out.remove(earlier)
+        out.append(op)
+    return out

@@ -149,6 +149,8 @@ class Layer(Block):
     state: LayerState
     attention: PartState
     mlp: PartState
+    attention_left: float | None = Field(None, description="share of the KV groups kept, where they were trimmed")
+    mlp_left: float | None = Field(None, description="share of the MLP channels kept, where they were trimmed")
     note: str = ""
 
 
@@ -181,6 +183,34 @@ class Probe(Block):
     perplexity: float | None = Field(description="null when it was not finite")
 
 
+class Step(Block):
+    """One cut of a greedy search: the one that cost least of all that could be made."""
+
+    cut: str = Field(description="what went: attn.7, mlp.3, mlp.3+attn.4, or what is left of it: mlp.3:1024")
+    loss: float = Field(description="mean loss per token after it, in nats")
+    increase: float = Field(description="by how much the loss exceeds that before it, on the same tokens")
+    tokens: Count = Field(description="predicted tokens of calibration text it was judged on")
+    measured: Count = Field(description="candidates measured at all in this step")
+    candidates: Count = Field(description="cuts that could have been made")
+    params: Count = Field(description="parameters of the whole model after it")
+
+
+class Ranked(Block):
+    """A cut that could have been made, and the loss with it alone."""
+
+    cut: str
+    loss: float | None = Field(description="mean loss per token, in nats; null when it was not finite")
+
+
+class Search(Block):
+    """How a greedy search went, step by step, on calibration text."""
+
+    objective: str = Field(description="what the loss is: perplexity (its logarithm), or kl from the dense model")
+    mode: str = Field(description="how candidates were compared: exact, racing, exhaustive")
+    steps: list[Step] = Field(default_factory=list)
+    ranking: list[Ranked] | None = Field(None, description="all cuts, best first, where one ranking decided")
+
+
 class Fit(Block):
     """A linear map that was estimated to make up for a cut."""
 
@@ -203,8 +233,10 @@ class Sample(Block):
 
 
 class Baseline(Block):
-    """A simpler method on the same model, budget and text."""
+    """A simpler method on the same model, budget and text, or a random choice of the same shape."""
 
     method: str
     perplexity: Positive
-    layers: str = Field(description="the layers it removed, as ascending ranges with both ends: 12-17")
+    layers: str = Field("", description="the whole layers it removed, as ascending ranges with both ends: 12-17")
+    removed: float | None = Field(None, description="share of all parameters that it removed, 0 to 1")
+    note: str = Field("", description="how it was asked, where not by the same budget")

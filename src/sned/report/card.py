@@ -84,14 +84,20 @@ def _measured(report: Report) -> str:
     if report.baselines:
         beside = sorted(report.baselines, key=lambda item: item.perplexity)
         named = ", ".join(f"`{item.method}` {numbers.decimal(item.perplexity)}" for item in beside)
-        lines += ["", f"Perplexity of simpler methods with the same budget: {named}."]
+        lines += ["", f"Perplexity of what it was compared with: {named}."]
+        noted = [(item.method, facts.compared(report, item)) for item in beside]
+        lines += [f"- `{name}`: {words}" for name, words in noted if words]
     return "\n".join(lines)
 
 
 def _load(report: Report, name: str) -> str:
     text = f"## Loading\n\n```python\n{facts.loading(report, name)}```"
     if report.verify and not report.verify.stock_class:
-        text += "\n\nNo stock class can hold this model: `modeling_sned.py` in this folder does. Read it first."
+        text += (
+            "\n\nIts layers differ in ways that no stock class can hold. `modeling_sned.py` in this folder builds "
+            "them, which transformers allows only with `trust_remote_code=True`: read it first. Where sned is "
+            f'installed, `sned.load("{name}")` loads the model too, and runs no code from the folder.'
+        )
     return text
 
 

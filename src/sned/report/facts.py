@@ -14,7 +14,7 @@ from sned.report import numbers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sned.report.schema import Layer, Pair, Report
+    from sned.report.schema import Baseline, Layer, Pair, Report
 
 Section = Literal["Size", "Quality", "Speed"]
 Verdict = Literal["better", "worse", ""]
@@ -44,24 +44,51 @@ def gone(stack: list[Layer]) -> list[int]:
     return [item.layer for item in stack if item.state in ("removed", "replaced")]
 
 
+def is_partial(stack: list[Layer]) -> bool:
+    """Tell whether a layer lost its attention or its MLP but not both."""
+    return any("removed" in (item.attention, item.mlp) and item.attention != item.mlp for item in stack)
+
+
+def spell_cut(cut: str) -> str:
+    """Return a step of a search in words: ``attn 7``, ``MLP 3 + attn 4``, ``MLP 3 → 1024``."""
+    return cut.replace("mlp.", "MLP ").replace("attn.", "attn ").replace("+", " + ").replace(":", " → ")
+
+
 def removal(report: Report) -> str:
-    """Say what was taken out: ``6 of 30 layers removed (13–18)``."""
+    """Say what was taken out: ``6 of 30 layers removed (13–18)``, ``2 attentions (7, 9) removed, 2 of 60 blocks``."""
     stack = report.stack
     rest = [item for item in stack if item.state not in ("removed", "replaced")]
+    out = [item.layer for item in stack if item.state == "removed"]
     found = [
-        ("layer", "removed", [item.layer for item in stack if item.state == "removed"]),
-        ("layer", "replaced by a linear map", [item.layer for item in stack if item.state == "replaced"]),
-        ("attention block", "removed", [item.layer for item in rest if item.attention == "removed"]),
-        ("MLP block", "removed", [item.layer for item in rest if item.mlp == "removed"]),
-        ("layer", "narrowed", [item.layer for item in rest if "trimmed" in (item.attention, item.mlp)]),
+        _blocks_removed(stack, out) if is_partial(stack) else _counted("layer", out, "removed", len(stack)),
+        _counted("layer", [i.layer for i in stack if i.state == "replaced"], "replaced by a linear map", len(stack)),
+        _counted("attention", [i.layer for i in rest if i.attention == "trimmed"], "narrowed"),
+        _counted("MLP", [i.layer for i in rest if i.mlp == "trimmed"], "narrowed"),
     ]
-    parts: list[str] = []
-    for noun, verb, layers in found:
-        if layers:
-            total = len(stack) if not parts else len(layers)
-            of = f" of {total}" if not parts else ""
-            parts.append(f"{len(layers)}{of} {noun}{'' if total == 1 else 's'} {verb} ({span(layers)})")
-    return ", ".join(parts) or "No layer removed"
+    return ", ".join(filter(None, found)) or "No layer removed"
+
+
+def _counted(noun: str, layers: list[int], verb: str, total: int | None = None) -> str:
+    if not layers:
+        return ""
+    of = "" if total is None else f" of {total}"
+    return f"{len(layers)}{of} {_plural(noun, total or len(layers))} {verb} ({span(layers)})"
+
+
+def _blocks_removed(stack: list[Layer], whole: list[int]) -> str:
+    """Say which attentions and MLPs went, those of whole layers among them."""
+    kept = [item for item in stack if item.state != "replaced"]
+    lost = {
+        "attention": [item.layer for item in kept if item.attention == "removed"],
+        "MLP": [item.layer for item in kept if item.mlp == "removed"],
+    }
+    named = [f"{len(n)} {_plural(noun, len(n))} ({span(n)})" for noun, n in lost.items() if n]
+    both = f", both of {_plural('layer', len(whole))} {span(whole)}" if whole else ""
+    return f"{' and '.join(named)} removed, {sum(map(len, lost.values()))} of {2 * len(stack)} blocks{both}"
+
+
+def _plural(noun: str, n: int) -> str:
+    return noun if n == 1 else f"{noun}s"
 
 
 def verdict(report: Report) -> str:
@@ -84,6 +111,13 @@ def verdict(report: Report) -> str:
     return ". ".join(sentences) + "."
 
 
+def compared(report: Report, beside: Baseline) -> str:
+    """Say how a baseline was asked, and what it removed if that is not as much: ``..., removed 18.4% of ...``."""
+    same = beside.removed is None or abs(beside.removed - report.model.params.removed) < 5e-4
+    size = "" if same or beside.removed is None else f"removed {numbers.percent(beside.removed)} of the parameters"
+    return ", ".join(filter(None, [beside.note, size]))
+
+
 def rows(report: Report) -> list[Row]:
     """Return the before/after table, without lines for what was not measured."""
     return [*_size_rows(report), *_quality_rows(report), *_speed_rows(report)]
@@ -102,7 +136,11 @@ def loading(report: Report, folder: str) -> str:
 def _size_rows(report: Report) -> list[Row]:
     model, params, stack = report.model, report.model.params, report.stack
     table = []
-    if stack:
+    if is_partial(stack):
+        for label, part in (("Attentions", "attention"), ("MLPs", "mlp")):
+            left = sum(item.state != "replaced" and getattr(item, part) != "removed" for item in stack)
+            table.append(_size(label, len(stack), left, str))
+    elif stack:
         table.append(_size("Decoder layers", len(stack), len(stack) - len(gone(stack)), str))
     table.append(_size("Parameters", params.dense, params.pruned, numbers.count))
     if params.body_dense is not None and params.body_pruned is not None:

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from sned.report import evidence, facts, numbers, plots, svg
+from sned.report import evidence, facts, numbers, plots, search_picture, svg
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -21,7 +21,7 @@ STATES = {
     "kept": "kept",
     "folded": "kept, with a linear map folded into its MLP",
     "replaced": "replaced by a linear map",
-    "trimmed": "kept, but narrower",
+    "trimmed": "narrowed to the filled part",
     "removed": "removed",
 }
 _PHASES = ("load", "calibrate", "plan", "apply", "save", "verify", "evaluate")
@@ -43,6 +43,8 @@ def render(report: Report) -> str:
         code=facts.loading(report, "path/to/this/folder"),
         options={key: _option(value) for key, value in report.options.items()},
         chosen={(item.start, item.end) for item in report.chosen},
+        beside=[(item.method, words) for item in report.baselines if (words := facts.compared(report, item))],
+        reading=lambda loss: search_picture.value_of(report.search, loss) if report.search else loss,
         cut=lambda item: facts.span(list(range(item.start, item.end))),
     )
 
@@ -52,9 +54,10 @@ def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for spell in (numbers.decimal, numbers.percent, numbers.grouped, numbers.count, numbers.scaled):
+    for spell in (numbers.decimal, numbers.percent, numbers.grouped, numbers.count, numbers.scaled, numbers.signed):
         environment.filters[spell.__name__] = spell
     environment.filters["duration"] = numbers.duration
+    environment.filters["spell_cut"] = facts.spell_cut
     for index, scheme in enumerate(("light", "dark")):
         colours = [f"--{role}: {pair[index]};" for role, pair in svg.PALETTE.items()]
         environment.globals[scheme] = " ".join(colours)
@@ -87,8 +90,7 @@ def _sections(report: Report) -> list[tuple[str, list[facts.Row]]]:
 def _legend(report: Report) -> list[tuple[str, str]]:
     """Return the states that occur in the stack, as (state, words)."""
     seen = {item.state for item in report.stack}
-    if any("removed" in (item.attention, item.mlp) for item in report.stack):
-        seen.add("removed")
+    seen |= {state for item in report.stack for state in (item.attention, item.mlp) if state != "kept"}
     return [(state, words) for state, words in STATES.items() if state in seen]
 
 
@@ -104,6 +106,8 @@ def _pictures(report: Report) -> dict[str, Any]:
         drawn["importance"] = evidence.importance(scores, report.stack)
     if scores and scores.distance:
         drawn["triangle"] = evidence.triangle(scores.distance, report.chosen)
+    if report.search and report.search.steps:
+        drawn["search"] = search_picture.search(report.search, report.model.params.dense)
     if report.quality and (report.quality.dense or report.baselines):
         drawn["quality"] = plots.quality(report.quality, report.method, report.baselines)
     if report.speed:

@@ -47,6 +47,11 @@ def percent(share: float, places: int = 1) -> str:
     return f"{100 * share:.{places}f}%".replace("-", "−")
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """Return a difference with its sign: ``+0.0123``."""
+    return ("+" if value > 0 else "") + decimal(value, digits)
+
+
 def change(before: float, after: float) -> str:
     """Return what was lost or gained, in per cent of what was: ``−19.6%``."""
     if before == after:

@@ -23,7 +23,7 @@ WIDE, NARROW = 32, 12  # layers in one row of the stack, on a desk and on a tele
 # Pixels: the stack's left margin, a layer, half its height, a row; a chart, its labels, its values, a row.
 _MARGIN, _CELL, _HALF, _STACK_ROW = 36, 30, 22, 82
 _LETTER = 6.6  # pixels that a letter takes on average, generously
-_CHART, _LABEL, _VALUE, _ROW = 460, 112, 190, 31
+_CHART, _LABEL, _VALUE, _ROW = 460, 136, 180, 31
 
 
 def stack(layers: list[Layer], per_row: int = WIDE) -> str:
@@ -60,11 +60,12 @@ def _stack_row(axes: Axes, row: list[Layer], top: float) -> None:
         for part, y in (("attention", top), ("mlp", top + _HALF)):
             folded = item.state == "folded" and part == "mlp"
             role = "folded" if folded else "kept" if part == "attention" else "mlp"
-            _half(axes, left, y, role, "removed" if item.state == "removed" else getattr(item, part))
+            state = "removed" if item.state == "removed" else getattr(item, part)
+            _half(axes, left, y, role, state, getattr(item, f"{part}_left"))
 
 
-def _half(axes: Axes, left: float, top: float, role: str, state: str) -> None:
-    """Draw half a layer: filled when kept, a dashed outline when removed, both when trimmed."""
+def _half(axes: Axes, left: float, top: float, role: str, state: str, share: float | None = None) -> None:
+    """Draw half a layer: filled when kept, a dashed outline when removed; when trimmed filled up to what is left."""
     from matplotlib.patches import Rectangle
 
     width, height = _CELL - 4, _HALF - 2
@@ -72,9 +73,8 @@ def _half(axes: Axes, left: float, top: float, role: str, state: str) -> None:
         look = {"linestyle": (0, (2.5, 2)), "linewidth": 1, "edgecolor": LIGHT["removed"]}
         axes.add_patch(Rectangle((left, top + 1), width, height, facecolor="none", **look))
     if state != "removed":
-        inset = width / 4 if state == "trimmed" else 0
-        box = (left + inset, top + 1), width - 2 * inset, height
-        axes.add_patch(Rectangle(*box, facecolor=LIGHT[role], edgecolor="none"))
+        filled = (0.5 if share is None else share) if state == "trimmed" else 1
+        axes.add_patch(Rectangle((left, top + 1), filled * width, height, facecolor=LIGHT[role], edgecolor="none"))
 
 
 def quality(result: Quality, method: str, baselines: list[Baseline]) -> str:
@@ -82,7 +82,7 @@ def quality(result: Quality, method: str, baselines: list[Baseline]) -> str:
     rows = [("base", result.dense.perplexity, "", "muted")] if result.dense else []
     rows.append((method, result.pruned.perplexity, "this model", "kept"))
     for item in sorted(baselines, key=lambda item: item.perplexity):
-        note = f"layers {item.layers}".replace("-", "–").replace(",", ", ")
+        note = f"layers {item.layers}".replace("-", "–").replace(",", ", ") if item.layers else ""
         rows.append((item.method, item.perplexity, note, "mlp"))
     values = [value for _, value, _, _ in rows]
     log = min(values) >= 1 and max(values) > 10 * min(values)
@@ -120,7 +120,7 @@ def _rows(figure: Figure, top: float, rows: list[tuple[str, float, str, str]], l
     axes.barh(range(len(rows)), values, height=0.62, color=[LIGHT[role] for _, _, _, role in rows])
     for row, (label, value, note, _) in enumerate(rows):
         edge, end = ("axes fraction", "data"), (value, row)
-        svg.write(axes, _shorten(label, 16), (0, row), (-_LABEL, 0), edge, va="center", fontsize=12)
+        svg.write(axes, _shorten(label, 19), (0, row), (-_LABEL, 0), edge, va="center", fontsize=12)
         figures = numbers.decimal(value)
         shown = svg.write(axes, figures, end, (6, 0), "data", va="center", fontsize=12, fontweight="bold")
         extent = shown.get_window_extent()

@@ -31,9 +31,12 @@ from sned.report.blocks import (
     PlanFacts,
     Probe,
     Quality,
+    Ranked,
     Sample,
+    Search,
     Seconds,
     Speed,
+    Step,
     Text,
     Throughput,
     Verify,
@@ -58,10 +61,13 @@ __all__ = [
     "PlanFacts",
     "Probe",
     "Quality",
+    "Ranked",
     "Report",
     "Sample",
+    "Search",
     "Seconds",
     "Speed",
+    "Step",
     "Text",
     "Throughput",
     "Verify",
@@ -98,6 +104,7 @@ class Report(Block):
     importance: Importance | None = None
     probe: list[Probe] | None = None
     fit: list[Fit] | None = None
+    search: Search | None = None
     baselines: list[Baseline] = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)

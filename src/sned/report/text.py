@@ -61,7 +61,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     if report.baselines:
         beside = sorted(report.baselines, key=lambda item: item.perplexity)
         named = ", ".join(f"{item.method} {numbers.decimal(item.perplexity)}" for item in beside)
-        lines.append(("Perplexity of simpler methods", named))
+        lines.append(("Perplexity beside it", named))
+        lines += [(item.method, words) for item in beside if (words := facts.compared(report, item))]
     if report.quality:
         text = report.quality.protocol
         lines.append(("Measured on", f"{numbers.grouped(text.tokens)} tokens of {text.source}"))

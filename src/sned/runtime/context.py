@@ -7,25 +7,26 @@ on. May import `models`, `data`, `plan`, `score` and its neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from sned.errors import DataError, NumericalError
+from sned.errors import DataError
+from sned.models.measure import sample_weights
 from sned.plans.ops import Op
 from sned.plans.plan import tensor_digest
 from sned.progress import SILENT, Progress
 from sned.runtime import journal as journals
+from sned.runtime.board import Board
 from sned.runtime.journal import Journal
-from sned.runtime.objective import window_nll
-from sned.runtime.sweep import Cost, Site, Sweep
+from sned.runtime.objective import ObjectiveName, objective_of
+from sned.runtime.sweep import BATCH_TOKENS, Cost, Site, Sweep
+from sned.runtime.trials import Trials
 
 if TYPE_CHECKING:
     from sned.data.tokens import Tokens
     from sned.models.view import View
-    from sned.plans.budget import Budget
     from sned.runtime.statistics import Statistic
 
 R = TypeVar("R")
@@ -38,13 +39,14 @@ class Context:
     """What planning works with. The view shows the model with all ops applied that the method has yielded.
 
     Attributes:
+        dense: The model as it was before the method began.
         scores: What explains the method's choice, kept in the plan beside its ops; JSON.
         generator: The only source of randomness; seeded by `seed`.
     """
 
     view: View
+    dense: View
     tokens: Tokens | None
-    budget: Budget
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     progress: Progress = SILENT
@@ -55,6 +57,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
+        self._origin = _cuts_so_far(self.dense)
 
     @property
     def calibration(self) -> Tokens:
@@ -73,7 +76,7 @@ class Context:
         One pass serves all those that are not in the journal yet, whichever method asked for them.
         """
         tokens = self.calibration if windows is None else self.calibration.take(windows)
-        state = self._state(tokens)
+        state = self.state(tokens)
         missing: list[Statistic[Any]] = []
         for statistic in statistics:
             kept = self.journal.load_tensors("statistic", [*state, statistic.key])
@@ -98,19 +101,27 @@ class Context:
                     yield activations
                     advance(activations[0].shape[0] * activations[0].shape[1])
 
-    def losses(self, candidates: Sequence[Candidate], *, windows: int | None = None) -> list[float]:
-        """Return the mean negative log-likelihood per predicted token, in nats, with each candidate's ops tried.
+    def losses(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        windows: int | None = None,
+        objective: ObjectiveName = "perplexity",
+    ) -> list[float]:
+        """Return the mean loss per predicted token, in nats, with each candidate's ops tried.
 
-        A candidate whose forward pass is not finite scores infinity.
+        All candidates run together and share what they have in common (see `trials`). One whose forward pass is
+        not finite scores infinity, and the user is told.
         """
         tokens = self.calibration if windows is None else self.calibration.take(windows)
-        out: list[float] = []
-        with self.progress.task("try candidates", len(candidates) * tokens.n_tokens) as advance:
-            for candidate in candidates:
-                key = [*self._state(tokens), self._identify(candidate)]
-                out.append(self.journal.recall("loss", key, lambda c=candidate: self._loss(c, tokens)))
-                advance(tokens.n_tokens)
-        return out
+        sweep = Sweep(self.view, self.cost)
+        trials = Trials(sweep, objective_of(objective, sweep, self.dense), self.tensors, self.progress.warn)
+        board = Board(self, trials, objective, tokens, {str(i): c for i, c in enumerate(candidates)})
+        with self.progress.task("try candidates", board.work) as board.advance:
+            heat = max(1, BATCH_TOKENS // tokens.length)
+            for stop in range(heat, len(tokens) + heat, heat):
+                board.extend(board.keys, min(stop, len(tokens)))
+        return [board.loss(key) for key in board.keys]
 
     def put(self, label: str, tensor: torch.Tensor) -> str:
         """Keep a tensor for the plan, in float32, and return the reference by which ops name it."""
@@ -137,27 +148,23 @@ class Context:
                         self.journal.save_tensors("pass", key, sums, partial=True)
                 advance(sum(ids.numel() for ids in chunk))
 
-    def _loss(self, candidate: Candidate, tokens: Tokens) -> float:
-        sweep, total, count = Sweep(self.view, self.cost), 0.0, 0
-        with ExitStack() as stack:
-            for op in candidate:
-                stack.enter_context(op.trial(self.view, self.tensors))
-            try:
-                for chunk in sweep.chunks(tokens.ids):
-                    for ids, hidden in sweep.final(chunk):
-                        nll = window_nll(sweep, ids, hidden)
-                        total, count = total + float(nll.sum(dtype=torch.float64)), count + nll.numel()
-            except NumericalError as error:
-                self.progress.warn(f"a candidate was dropped: {error.args[0]}")
-                return float("inf")
-        return total / count
-
-    def _state(self, tokens: Tokens) -> list[Any]:
+    def state(self, tokens: Tokens) -> list[Any]:
         """Return what every measurement depends on besides what is measured."""
-        return [asdict(self.view.fingerprint), str(self.view.dtype), tokens.digest, self._identify(self.ops)]
+        base = [asdict(self.view.fingerprint), *self._origin, str(self.view.dtype)]
+        return [*base, tokens.digest, self.identify(self.ops)]
 
-    def _identify(self, ops: Candidate) -> list[Any]:
+    def identify(self, ops: Candidate) -> list[Any]:
+        """Return ops as JSON; tensors are named by their content."""
         return [op.model_dump(mode="json") for op in ops]
+
+
+def _cuts_so_far(view: View) -> list[Any]:
+    """Return what tells a view from others that were cut from the same base; nothing for the base itself."""
+    parts = [[i, view.is_replaced(i), view.has_branch(i, "attn"), view.has_branch(i, "mlp")] for i in view.layers]
+    trimmed = {name: list(units) for name, units in view.alive.items() if len(units) < view.axis(name).size}
+    if parts == [[i, False, True, True] for i in range(view.geometry.n_layers)] and not trimmed:
+        return []
+    return [parts, trimmed, "" if view.streamed else sample_weights(view.layers, None)]
 
 
 def _all_sums(statistics: Sequence[Statistic[Any]]) -> dict[str, torch.Tensor]:

@@ -28,20 +28,33 @@ class Journal:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self._values: dict[str, Any] = {}
         if folder is not None:
             (folder / "done").mkdir(parents=True, exist_ok=True)
+            self._values = _read_values(folder / "done" / "values.jsonl")
 
     def recall(self, what: str, key: Any, compute: Callable[[], T]) -> T:
         """Return the JSON value kept for `key`, or compute and keep it."""
-        if self.folder is None:
-            return compute()
-        file = self._file(what, key, ".json")
-        if file.exists():
-            return json.loads(file.read_text())
+        if (kept := self.lookup(what, key)) is not None:
+            return kept
         value = compute()
-        _replace(file, lambda part: part.write_text(json.dumps(value)))
-        self.note(what, file.stem)
+        self.keep(what, key, value)
+        if self.folder is not None:
+            self.note(what, _name(what, key))
         return value
+
+    def lookup(self, what: str, key: Any) -> Any | None:
+        """Return the JSON value kept for `key`, if any."""
+        return self._values.get(_name(what, key)) if self._values else None
+
+    def keep(self, what: str, key: Any, value: Any) -> None:
+        """Keep a JSON value for `key`; thousands of small ones share a file, to which each is added at once."""
+        if self.folder is None:
+            return
+        name = _name(what, key)
+        self._values[name] = value
+        with (self.folder / "done" / "values.jsonl").open("a") as file:
+            file.write(json.dumps([name, value]) + "\n")
 
     def load_tensors(self, what: str, key: Any) -> dict[str, torch.Tensor] | None:
         """Return the tensors kept for `key`, if any."""
@@ -77,7 +90,21 @@ class Journal:
 
     def _file(self, what: str, key: Any, suffix: str) -> Path:
         assert self.folder is not None  # noqa: S101 - callers return early without a folder
-        return self.folder / "done" / f"{what}-{digest(key)[:24]}{suffix}"
+        return self.folder / "done" / f"{_name(what, key)}{suffix}"
+
+
+def _name(what: str, key: Any) -> str:
+    return f"{what}-{digest(key)[:24]}"
+
+
+def _read_values(file: Path) -> dict[str, Any]:
+    """Read what was kept; a last line that a kill cut short is ended, so that it spoils no later one."""
+    if not file.exists():
+        return {}
+    *lines, torn = file.read_text().split("\n")
+    if torn:
+        file.write_text("".join(f"{line}\n" for line in lines))
+    return dict(json.loads(line) for line in lines)
 
 
 def _replace(file: Path, write: Callable[[Path], Any]) -> None:

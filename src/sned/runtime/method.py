@@ -1,7 +1,8 @@
 """What a method is: a generator of ops whose signature is its configuration.
 
 A method's keyword-only parameters, with their types, defaults and `Annotated` help, are its options; nothing else
-describes them. `layers` is special: it is the budget. May import `registry` and its neighbours.
+describes them. `layers` and `goal` are special: they are what the user's budget comes to. May import `registry`
+and its neighbours.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from sned.registry import did_you_mean, entries
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from sned.plans.budget import BudgetKind
     from sned.plans.ops import Op
 
 Prunes = Literal["depth", "width", "weights"]
 GROUP = "sned.methods"
-_BUDGET = ("layers",)
+CALIBRATION_TOKENS = 65_536
+_BUDGET = ("layers", "goal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,10 @@ class Method:
     paper: str
     prunes: Prunes
     needs_tokens: bool
+    budgets: tuple[BudgetKind, ...] = ("layers", "remove")
+    """The kinds of budget that make sense for it."""
+    calibration_tokens: int = CALIBRATION_TOKENS
+    """How many it looks at unless told otherwise."""
 
     @property
     def summary(self) -> str:
@@ -62,15 +69,10 @@ class Method:
         return [Option(p.name, hints[p.name], p.default, _help(hints[p.name])) for p in named]
 
     @property
-    def takes_layers(self) -> bool:
-        """Whether the budget is a number of layers."""
-        return "layers" in inspect.signature(self.run).parameters
-
-    @property
     def default_layers(self) -> int | None:
         """The number of layers that the signature proposes, if any."""
-        default = inspect.signature(self.run).parameters["layers"].default if self.takes_layers else None
-        return default if isinstance(default, int) else None
+        parameter = inspect.signature(self.run).parameters.get("layers")
+        return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
 
     def parse(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return all options, typed, from what the user gave: values, or their text as on a command line.
@@ -97,7 +99,13 @@ class Method:
 
 
 def method(
-    *, paper: str, prunes: Prunes, title: str = "", needs_tokens: bool = True
+    *,
+    paper: str,
+    prunes: Prunes,
+    title: str = "",
+    needs_tokens: bool = True,
+    budgets: tuple[BudgetKind, ...] = ("layers", "remove"),
+    calibration_tokens: int = CALIBRATION_TOKENS,
 ) -> Callable[[Callable[..., Iterator[Op]]], Method]:
     """Turn a generator of ops into a method.
 
@@ -106,10 +114,13 @@ def method(
         prunes: What it removes.
         title: The paper's title.
         needs_tokens: Whether it looks at calibration text.
+        budgets: The kinds of budget it takes. With layers among them, the generator is given their number as
+            `layers`, else a `goal` to reach.
+        calibration_tokens: How many tokens it looks at unless told otherwise.
     """
 
     def wrap(run: Callable[..., Iterator[Op]]) -> Method:
-        return Method(run.__name__, run, title, paper, prunes, needs_tokens)
+        return Method(run.__name__, run, title, paper, prunes, needs_tokens, budgets, calibration_tokens)
 
     return wrap
 

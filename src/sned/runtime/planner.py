@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sned.errors import ConfigError
 from sned.models.count import count
-from sned.plans.budget import Budget, layers_to_remove
-from sned.plans.plan import Base, Plan, Size, Stage, used_tensors
+from sned.plans.budget import BUDGET_FLAGS, Budget, goal_of, layers_to_remove
+from sned.plans.plan import Base, Plan, Size, Stage, merged, used_tensors
 from sned.progress import SILENT, Progress
 from sned.runtime.context import Context
 from sned.runtime.journal import Journal
@@ -47,20 +47,21 @@ def make_plan(
         NumericalError: an activation or a system of equations is not finite.
     """
     parsed = method.parse(options or {})
-    n_layers = budgeted_layers(view, method, budget, parsed)
+    budget = check_budget(view, method, budget, parsed)
+    amount = {"layers": budget.layers} if "layers" in method.budgets else {"goal": goal_of(budget, view.geometry)}
     base, dense = Base.of(view, source), Size.of(count(view))
-    context = Context(view, tokens, budget, seed, journal or Journal(), progress)
+    context = Context(view, view.fork(), tokens, seed, journal or Journal(), progress)
     if cost is not None:
         context.cost = cost
     started = time.monotonic()
-    for op in method.run(context, layers=n_layers, **parsed):
+    for op in method.run(context, **amount, **parsed):
         op.apply(view, context.tensors)
         context.ops.append(op)
         context.journal.note("op", op.model_dump(mode="json"))
     stage = Stage(
         method=method.name,
-        options={"layers": n_layers, "seed": seed} | parsed,
-        ops=tuple(context.ops),
+        options=budget.as_options() | {"seed": seed} | parsed,
+        ops=tuple(merged(context.ops)),
         scores=context.scores,
     )
     return Plan(
@@ -76,18 +77,34 @@ def make_plan(
     )
 
 
-def budgeted_layers(view: View, method: Method, budget: Budget, options: Mapping[str, Any]) -> int:
-    """Return how many layers a method is to remove; where the user gave no budget, what the method proposes.
+def check_kind(method: Method, budget: Budget) -> Budget:
+    """Return the budget, or where the user gave none, what the method proposes.
 
     Raises:
-        BudgetError: not that many layers may be removed.
-        ConfigError: there is no budget, or the method takes none of layers.
+        ConfigError: there is no budget, or not of a kind that the method takes.
     """
-    if not method.takes_layers:
-        raise ConfigError(f"{method.name} takes no budget of layers")
-    if budget.layers is None and budget.remove is None and method.default_layers is not None:
+    if budget.kind is None and method.default_layers is not None:
         budget = Budget(layers=method.default_layers)
-    return layers_to_remove(budget, view.geometry, _removable(view, options))
+    accepted = " or ".join(BUDGET_FLAGS[kind] for kind in method.budgets)
+    if budget.kind is None:
+        raise ConfigError("no budget is given", hint=f"use {accepted}")
+    if budget.kind not in method.budgets:
+        raise ConfigError(f"{method.name} takes no budget of {budget.kind}", hint=f"use {accepted}")
+    return budget
+
+
+def check_budget(view: View, method: Method, budget: Budget, options: Mapping[str, Any]) -> Budget:
+    """Return the budget as the method understands it: for one of whole layers, their number.
+
+    Raises:
+        BudgetError: so much cannot be removed.
+        ConfigError: there is no budget, or not of a kind that the method takes.
+    """
+    budget = check_kind(method, budget)
+    if "layers" in method.budgets:
+        return Budget(layers=layers_to_remove(budget, view.geometry, _removable(view, options)))
+    goal_of(budget, view.geometry)
+    return budget
 
 
 def _removable(view: View, options: Mapping[str, Any]) -> list[int]:

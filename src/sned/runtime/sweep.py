@@ -108,9 +108,9 @@ class Sweep:
             if stop_here:
                 return
             wanted: list[Sublayer] = [kind for kind in SUBLAYERS if Site(kind, index) in uses]
-            with self.view.materialised(index), _contributions(self.view, index, wanted) as caught:
+            with self.view.materialised(index), contributions(self.view, index, wanted) as caught:
                 for batch in batches:
-                    batch.hidden = self._step(index, batch.hidden)
+                    batch.hidden = self.step(index, batch.hidden)
                     for kind in wanted:
                         value = caught.pop(kind).reshape(batch.hidden.shape)
                         yield from _offer(batch, Site(kind, index), value, uses, groups)
@@ -124,7 +124,7 @@ class Sweep:
         for index in self.view.active:
             with self.view.materialised(index):
                 for batch in batches:
-                    batch.hidden = self._step(index, batch.hidden)
+                    batch.hidden = self.step(index, batch.hidden)
         for batch in batches:
             yield batch.ids, batch.hidden
 
@@ -133,11 +133,27 @@ class Sweep:
         """Return the logits `[batch, tokens, vocab]` in the model's dtype that follow from a final stream."""
         return self._runner.leave(ids, hidden)
 
+    @torch.no_grad()
+    def before_head(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what the output head receives, `[batch, tokens, hidden]`, for a final stream."""
+        return self._runner.before_head(ids, hidden)
+
+    @torch.no_grad()
+    def enter(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the stream `[batch, tokens, hidden]` that enters the first layer."""
+        return self._runner.enter(ids)
+
     def _enter(self, chunk: Sequence[torch.Tensor]) -> list[_Batch]:
         moved = [ids.to(self.view.device) for ids in chunk]
         return [_Batch(ids, self._runner.enter(ids)) for ids in moved]
 
-    def _step(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def step(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the stream after a layer, whose weights are in memory.
+
+        Raises:
+            NumericalError: the layer returns NaN or infinity.
+        """
         out = self._runner.layer(index, hidden)
         self.cost.forward_layer_tokens += hidden.shape[0] * hidden.shape[1]
         if not torch.isfinite(out.sum(dtype=torch.float32)):
@@ -172,7 +188,7 @@ def _order(site: Site) -> tuple[int, int]:
 
 
 @contextmanager
-def _contributions(view: View, index: int, wanted: list[Sublayer]) -> Iterator[dict[str, torch.Tensor]]:
+def contributions(view: View, index: int, wanted: list[Sublayer]) -> Iterator[dict[str, torch.Tensor]]:
     """Catch what the wanted sublayers of a layer add to the stream; copies, since some models add in place."""
     caught: dict[str, torch.Tensor] = {}
 

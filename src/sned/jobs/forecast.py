@@ -1,0 +1,143 @@
+"""What a job would do and need, before it does anything. May import everything below `jobs`."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from sned.jobs.plan import calibrate, validate
+from sned.jobs.request import EVALUATION_TOKENS, PruneRequest
+from sned.jobs.session import Recorder, Session, open_model
+from sned.models.count import branch_counts, units_counts
+from sned.models.forward import LayerRunner
+from sned.plans.budget import Budget, Goal, goal_of
+from sned.runtime.greedy import present_blocks
+from sned.runtime.planner import check_budget
+from sned.runtime.sweep import BATCH_TOKENS, STREAM_CHUNK_TOKENS
+from sned.runtime.trials import HELD_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sned.jobs.request import PlanRequest
+    from sned.models.view import View
+    from sned.progress import Progress
+    from sned.runtime.method import Method
+
+SHARED = {"exhaustive": 1.0, "exact": 0.5, "racing": 0.05}
+"""About the part of measuring every candidate on every token from the first layer on that a search really does."""
+_BLOCKS_FIRST = 0.4
+"""About the part of the budget that a method which also narrows layers spends on whole blocks."""
+_KINDS = {"mix": ("attn", "mlp"), "mha": ("attn",), "mlp": ("mlp",)}
+
+
+def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
+    """Return what a job would do and need, after all the checks that it makes before work begins.
+
+    Seconds are extrapolated from running one batch through the first layers.
+    """
+    session = Session(Recorder(progress))
+    method, options = validate(request)
+    model = open_model(request.load, session)
+    calibration = calibrate(request, method, options, model, session)
+    view = model.view
+    budget = check_budget(view, method, request.budget, options)
+    tokens = 0 if calibration is None else calibration.n_tokens
+    evaluated, compared = 0, 0
+    steps = ["load", "calibrate", "plan"] if method.needs_tokens else ["load", "plan"]
+    if isinstance(request, PruneRequest):
+        evaluated = request.evaluation.tokens or EVALUATION_TOKENS
+        compared = 2 + len(request.baselines) + ("layers" not in method.budgets)  # a random model of the same shape
+        steps += ["evaluate", "save", "verify", "measure speed", "report"]
+    tried = trials(view, method, budget, options)
+    passes = tried * SHARED[options["search"]] if "search" in options else 1
+    searching = HELD_BYTES if "search" in options else 0
+    return {
+        "model": request.load.model,
+        "method": method.name,
+        "options": options,
+        "steps": steps,
+        "remove": to_remove(view, budget),
+        "trials": tried,
+        "calibration_tokens": tokens,
+        "evaluation_tokens": evaluated,
+        "streamed": view.streamed,
+        "memory_bytes": memory_needed(view) + searching,
+        "memory_available_bytes": psutil.virtual_memory().available,
+        "seconds": (passes * tokens + compared * evaluated) * _seconds_per_token(view),
+    }
+
+
+def to_remove(view: View, budget: Budget) -> dict[str, Any]:
+    """Return how much of what a budget removes, and of how many."""
+    if budget.layers is not None:
+        return {"what": "layers", "count": budget.layers, "of": len(view.layers)}
+    if budget.blocks is not None:
+        return {"what": "blocks", "count": budget.blocks, "of": len(present_blocks(view))}
+    return {"what": "parameters", "count": goal_of(budget, view.geometry).params, "of": view.geometry.n_params}
+
+
+def trials(view: View, method: Method, budget: Budget, options: Mapping[str, Any]) -> int:
+    """Estimate how many candidates a greedy search meets in all its steps; 0 for a method that does not search."""
+    if "search" not in options:
+        return 0
+    goal = goal_of(budget, view.geometry)
+    blocks = [b for b in present_blocks(view) if b[0] in _KINDS[options.get("types", "mix")]]
+    if options.get("one_shot") or not blocks:
+        return len(blocks)
+    narrows = method.prunes == "width"
+    gone = _blocks_gone(view, goal, blocks, _BLOCKS_FIRST if narrows else 1.0)
+    if options.get("stock"):
+        return sum(len(blocks) - 1 - 2 * step for step in range(gone // 2))
+    found = sum(len(blocks) - step for step in range(gone))
+    return found + (_narrowings(view, goal, options) if narrows else 0)
+
+
+def _blocks_gone(view: View, goal: Goal, blocks: list[Any], part: float) -> int:
+    if goal.blocks is not None:
+        return min(goal.blocks, len(blocks))
+    mean = sum(branch_counts(view, layer, which).params for which, layer in blocks) / len(blocks)
+    return min(len(blocks), math.ceil(part * (goal.params or 0) / mean))
+
+
+def _narrowings(view: View, goal: Goal, options: Mapping[str, Any]) -> int:
+    """Estimate the candidates of a search that narrows MLPs a group of channels at a time."""
+    axes = [axis for axis in view.geometry.axes.values() if axis.kind == "mlp.hidden"]
+    if not axes:
+        return 0
+    group = options.get("mlp_group") or max(1, view.geometry.hidden // 4)
+    saved = units_counts(view, axes[0], group).params
+    return len(axes) * math.ceil((1 - _BLOCKS_FIRST) * (goal.params or 0) / saved)
+
+
+def memory_needed(view: View, *, streamed: bool | None = None) -> int:
+    """Return the bytes that weights and activations of a planning pass take, roughly.
+
+    A pass holds the stream at every layer boundary for one chunk of tokens.
+    """
+    geometry, width = view.geometry, view.dtype.itemsize
+    layers = [geometry.layer_params(i) for i in range(geometry.n_layers)]
+    stream_mode = view.streamed if streamed is None else streamed
+    resident = geometry.n_params - sum(layers) + max(layers) if stream_mode else geometry.n_params
+    tokens = STREAM_CHUNK_TOKENS if stream_mode else BATCH_TOKENS
+    return resident * width + tokens * geometry.hidden * width * (geometry.n_layers + 1)
+
+
+def _seconds_per_token(view: View) -> float:
+    """Time one batch through the first layers, and scale to all."""
+    runner = LayerRunner(view)
+    some = view.active[: max(2, len(view.active) // 10)]
+    ids = torch.zeros((1, 512), dtype=torch.int64, device=view.device)
+    with torch.no_grad():
+        hidden, best = runner.enter(ids), float("inf")
+        for _ in range(3):
+            start, x = time.perf_counter(), hidden
+            for index in some:
+                with view.materialised(index):
+                    x = runner.layer(index, x)
+            best = min(best, time.perf_counter() - start)
+    return best / ids.numel() * len(view.active) / len(some)

@@ -1,0 +1,99 @@
+"""Changing what a layer's weights hold, and nothing of its shape: a linear map folded in, or new values.
+
+Every function leaves the tensors that other views share alone. May import its neighbours in `models`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sned.errors import PlanError, UnsupportedModelError
+from sned.models.geometry import is_conv1d, path
+
+if TYPE_CHECKING:
+    from sned.models.family import Sublayer
+    from sned.models.view import View
+    from sned.models.weights import Edit, Weights
+
+
+def fold(view: View, layer: int, matrix: torch.Tensor) -> None:
+    """Multiply what a layer's MLP adds to the stream by `matrix` `[hidden, hidden]` from the right.
+
+    The output projection absorbs it in float64: `W <- Tᵀ W`, `b <- b T`.
+
+    Raises:
+        UnsupportedModelError: a norm or a mixture of experts makes that impossible.
+    """
+    view.edit(layer, folding(view, layer, matrix), structural=False)
+
+
+def folding(view: View, layer: int, matrix: torch.Tensor) -> Edit:
+    """Return the edit that `fold` makes.
+
+    Raises:
+        UnsupportedModelError: a norm or a mixture of experts makes that impossible.
+    """
+    if obstacle := view.fold_obstacle(layer):
+        raise UnsupportedModelError(
+            f"no linear map can be folded into layer {layer}: {obstacle}.",
+            hint="use a stand-alone linear layer (--set standalone=true)",
+        )
+    down = output_projection(view, "mlp")
+    transposed = is_conv1d(view.layer(layer).get_submodule(down))
+
+    def change(weights: Weights) -> None:
+        weight = weights[f"{down}.weight"]
+        map64 = matrix.to(weight.device, torch.float64)
+        wide = weight.double()
+        weights[f"{down}.weight"] = (wide @ map64 if transposed else map64.T @ wide).to(weight.dtype)
+        if f"{down}.bias" in weights:
+            bias = weights[f"{down}.bias"]
+            weights[f"{down}.bias"] = (bias.double() @ map64).to(bias.dtype)
+
+    return change
+
+
+def set_values(view: View, layer: int, param: str, values: torch.Tensor) -> None:
+    """Give a parameter of a layer, named relative to it, new values of the shape that it has now.
+
+    Raises:
+        PlanError: there is no such parameter, or it has another shape.
+    """
+    view.edit(layer, setting(view, layer, param, values), structural=False)
+
+
+def setting(view: View, layer: int, param: str, values: torch.Tensor) -> Edit:
+    """Return the edit that `set_values` makes.
+
+    Raises:
+        PlanError: there is no such parameter, or it has another shape.
+    """
+    present = dict(view.layer(layer).named_parameters())
+    if param not in present:
+        raise PlanError(f"layer {layer} has no parameter {param!r}, or not any more")
+    if (shape := tuple(present[param].shape)) != tuple(values.shape):
+        raise PlanError(f"{param} of layer {layer} has the shape {list(shape)}, not {list(values.shape)}")
+
+    def change(weights: Weights) -> None:
+        old = weights[param]
+        weights[param] = values.to(old.device, old.dtype)
+
+    return change
+
+
+def output_projection(view: View, which: Sublayer) -> str:
+    """Return the name, within a layer, of the linear module whose output a sublayer adds to the stream."""
+    family = view.family
+    return path(family.attn, family.o) if which == "attn" else path(family.mlp, family.down)
+
+
+def refit_obstacle(view: View, which: Sublayer) -> str | None:
+    """Say why the output projections of a kind of sublayer cannot be refitted to the stream, or None if they can."""
+    post = view.family.attn_post if which == "attn" else view.family.mlp_post
+    if post:
+        return f"the norm {post} stands between its output projection and the residual stream"
+    if which == "mlp" and view.family.experts:
+        return "it is a mixture of experts"
+    return None

@@ -1,0 +1,165 @@
+"""The score board of one search step: what every candidate lost on the windows it has met so far.
+
+May import its neighbours in `runtime`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sned.canon import digest
+from sned.runtime.trials import segment_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sned.data.tokens import Tokens
+    from sned.plans.ops import Op
+    from sned.runtime.context import Context
+    from sned.runtime.trials import Trials
+
+BASE = ""
+"""Stands for the model without any candidate's change."""
+
+
+class Board:
+    """Sums of losses by candidate, window and segment; filled through the journal.
+
+    Candidates meet the windows in order, so that a number of windows says which.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        trials: Trials,
+        objective: str,
+        tokens: Tokens,
+        candidates: Mapping[str, Sequence[Op]],
+        savings: Mapping[str, float] | None = None,
+    ) -> None:
+        self._ctx, self._trials = ctx, trials
+        self.advance: Callable[[int], None] = lambda _units: None
+        self._tokens = tokens
+        self._ops: dict[str, Sequence[Op]] = {BASE: (), **candidates}
+        self.keys = list(candidates)
+        self._savings = savings or {}
+        self._sums: dict[str, list[torch.Tensor]] = {k: [] for k in self._ops}
+        self._counts = segment_tokens(self._tokens.length)
+        self._state = digest([*ctx.state(self._tokens), objective])
+        self._marks = {k: digest(ctx.identify(ops)) for k, ops in self._ops.items()}
+        active = ctx.view.active
+        first = {k: min((i for op in ops for i in op.touched), default=active[-1] + 1) for k, ops in self._ops.items()}
+        self._depth = {k: sum(i >= first[k] for i in active) for k in self._ops}
+
+    @property
+    def work(self) -> int:
+        """The layers that all candidates have to themselves, times windows: the units of `advance`."""
+        return len(self._tokens) * sum(self._depth.values())
+
+    def extend(self, keys: Sequence[str], stop: int) -> None:
+        """Let candidates meet the windows up to `stop`."""
+        for start in sorted({self.windows(k) for k in keys}):
+            group = [k for k in keys if self.windows(k) == start]
+            if start < stop:
+                self._measure(group, start, stop)
+
+    def measure_plainly(self) -> None:
+        """Measure all candidates alone, from the first layer to the last, on all windows."""
+        for key in self._ops:
+            where = [self._state, self._marks[key], "plain"]
+            ids = self._tokens.ids
+            kept = self._ctx.journal.recall(
+                "loss", where, lambda k=key, i=ids: self._trials.plain(self._ops[k], i).tolist()
+            )
+            self._add(key, kept)
+            self.advance(len(kept) * self._depth[key])
+
+    def keep_only(self, keys: Sequence[str]) -> None:
+        """Leave only these in the running."""
+        for key in set(self.keys) - set(keys):
+            self.advance((len(self._tokens) - self.windows(key)) * self._depth[key])
+        self.keys = [k for k in self.keys if k in keys]
+
+    @property
+    def measured(self) -> int:
+        """How many candidates have met any window."""
+        return sum(bool(sums) for k, sums in self._sums.items() if k != BASE)
+
+    @property
+    def reason(self) -> str:
+        """Why the last candidate was dropped."""
+        return self._trials.reason
+
+    def windows(self, key: str) -> int:
+        """How many windows a candidate has met."""
+        return sum(map(len, self._sums[key]))
+
+    def tokens(self, key: str) -> int:
+        """How many predicted tokens a candidate has met."""
+        return self.windows(key) * (self._tokens.length - 1)
+
+    def loss(self, key: str) -> float:
+        """Return the mean loss per token."""
+        return self._total(key) / self.tokens(key)
+
+    def increase(self, key: str) -> float:
+        """Return by how much the mean loss exceeds that of the base on the same windows."""
+        return (self._total(key) - self._total(BASE, self.windows(key))) / self.tokens(key)
+
+    def score(self, key: str) -> float:
+        """Return what is to be least: the increase per thing saved; infinite for a candidate that failed."""
+        return self._scored(key, self.increase(key))
+
+    def least_score(self, key: str) -> float:
+        """Return the score that a candidate would have if it lost nothing more on the windows ahead: its least."""
+        n = len(self._tokens)
+        tokens = n * (self._tokens.length - 1)
+        return self._scored(key, (self._total(key) - self._total(BASE, n)) / tokens)
+
+    def saving(self, key: str) -> float:
+        """Return what a candidate saves; 1 where savings do not count."""
+        return self._savings.get(key, 1.0)
+
+    def units(self, keys: Sequence[str]) -> torch.Tensor:
+        """Return the score on every segment that these candidates have met, `[candidates, segments]`."""
+        base = self._per_segment(BASE)
+        rows = [(self._per_segment(k) - base[: self.windows(k)]) / self.saving(k) for k in keys]
+        return torch.stack([row.flatten() for row in rows])
+
+    def _scored(self, key: str, increase: float) -> float:
+        return increase / self.saving(key) if math.isfinite(increase) else math.inf
+
+    def _per_segment(self, key: str) -> torch.Tensor:
+        return torch.cat(self._sums[key]) / self._counts
+
+    def _total(self, key: str, windows: int | None = None) -> float:
+        return float(torch.cat(self._sums[key])[:windows].sum())
+
+    def _measure(self, keys: list[str], start: int, stop: int) -> None:
+        journal = self._ctx.journal
+        kept = {key: journal.lookup("loss", self._where(key, start, stop)) for key in keys}
+        missing = [key for key, sums in kept.items() if sums is None]
+        ahead = (stop - start) * sum(self._depth[key] for key in keys)
+
+        def advance(units: int) -> None:
+            nonlocal ahead
+            ahead -= units
+            self.advance(units)
+
+        for number, sums in self._trials.measure(
+            [self._ops[k] for k in missing], self._tokens.ids[start:stop], advance
+        ):
+            kept[missing[number]] = sums.tolist()
+            journal.keep("loss", self._where(missing[number], start, stop), kept[missing[number]])
+        for key, sums in kept.items():
+            self._add(key, sums or [])
+        self.advance(ahead)  # what was known already, or shared by several
+
+    def _where(self, key: str, start: int, stop: int) -> list[Any]:
+        return [self._state, self._marks[key], start, stop]
+
+    def _add(self, key: str, sums: list[list[float]]) -> None:
+        self._sums[key].append(torch.tensor(sums, dtype=torch.float64))

@@ -1,0 +1,162 @@
+"""Finding the candidate that costs least: the plain way, the exact way, or by racing.
+
+Every search method goes through here. Losses are paired: all candidates meet the same windows in the same order,
+and what was measured is kept in the journal, so that a killed search goes on where it was. May import `score` and
+its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from sned.errors import NumericalError
+from sned.runtime.board import BASE, Board
+from sned.runtime.objective import ObjectiveName, objective_of
+from sned.runtime.sweep import BATCH_TOKENS, Sweep
+from sned.runtime.trials import Trials
+from sned.score.racing import still_racing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sned.plans.ops import Op
+    from sned.runtime.context import Context
+
+SearchMode = Annotated[
+    Literal["exact", "racing", "exhaustive"],
+    "exact: same choice as exhaustive, less work; racing: drop candidates that can't win at --confidence",
+]
+ObjectiveOption = Annotated[ObjectiveName, "what is kept low: perplexity, or KL divergence from the dense model"]
+Confidence = Annotated[float, Field(gt=0.5, lt=1), "racing: certainty with which a candidate is dropped"]
+
+LAZY_SHARE = 0.5
+"""A candidate measured in an earlier step is measured again if it could win at this share of what it cost then.
+
+Costs mostly grow as more is removed, and seldom fall by much.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The winner of one step, and what it was judged on.
+
+    Attributes:
+        key: The winner.
+        loss: Its mean loss per token.
+        increase: That loss minus the loss without the change.
+        tokens: Predicted tokens that both were measured on.
+        measured: Candidates measured at all in this step.
+    """
+
+    key: str
+    loss: float
+    increase: float
+    tokens: int
+    measured: int
+
+
+class Search:
+    """Chooses the best of many candidates, step after step, each time from the model as it is then."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        mode: Literal["exact", "racing", "exhaustive"] = "exact",
+        objective: ObjectiveName = "perplexity",
+        confidence: float = 0.999,
+        tolerance: float = 0.0,
+    ) -> None:
+        self._ctx, self._mode = ctx, mode
+        self._confidence, self._tolerance = confidence, tolerance
+        sweep = Sweep(ctx.view, ctx.cost)
+        self._trials = Trials(sweep, objective_of(objective, sweep, ctx.dense), ctx.tensors, ctx.progress.warn)
+        self._objective: ObjectiveName = objective
+        self._known: dict[str, float] = {}
+
+    def best(self, candidates: Mapping[str, Sequence[Op]], savings: Mapping[str, float] | None = None) -> Choice:
+        """Return the candidate with the least loss or, with savings, the least increase in loss per thing saved.
+
+        Ties go to the first. A candidate whose loss is not finite is dropped, and the user is told.
+
+        Raises:
+            NumericalError: no candidate has a finite loss.
+        """
+        tokens = self._ctx.calibration
+        windows = len(tokens)
+        board = Board(self._ctx, self._trials, self._objective, tokens, candidates, savings)
+        with self._ctx.progress.task("try candidates", board.work) as board.advance:
+            match self._mode:
+                case "exhaustive":
+                    board.measure_plainly()
+                case "exact":
+                    self._exact(board, windows)
+                case "racing":
+                    self._race(board, windows)
+        return self._choice(board)
+
+    def _exact(self, board: Board, windows: int) -> None:
+        """Measure all candidates, giving up those whose loss so far exceeds the whole loss of one that is done."""
+        heat = self._heat(windows)
+        keys = board.keys
+        board.extend([BASE, *keys], heat)
+        favourite = min(keys, key=board.score)
+        for stop in range(2 * heat, windows + heat, heat):
+            board.extend([BASE, favourite], min(stop, windows))
+        live = [k for k in keys if k != favourite]
+        for stop in range(2 * heat, windows + heat, heat):
+            live = [k for k in live if board.least_score(k) <= board.score(favourite)]
+            self._tell(board, favourite, len(live) + 1)
+            board.extend(live, min(stop, windows))
+        finished = [k for k in keys if board.windows(k) == windows]
+        board.keep_only(finished)
+
+    def _race(self, board: Board, windows: int) -> None:
+        """Measure in heats of doubling length, each with those that may still win."""
+        heat = self._heat(windows)
+        live = self._contenders(board, heat)
+        while heat < windows and len(live) > 1:
+            self._tell(board, min(live, key=board.score), len(live))
+            alive = still_racing(board.units(live), self._confidence, self._tolerance)
+            live = [k for k, stays in zip(live, alive.tolist(), strict=True) if stays]
+            if len(live) > 1:
+                heat = min(windows, 2 * heat)
+                board.extend([BASE, *live], heat)
+        board.keep_only(live)
+
+    def _contenders(self, board: Board, heat: int) -> list[str]:
+        """Run the first heat with all that may win, judging from what candidates cost in earlier steps."""
+        hopes = {k: _hope(self._known[k]) / board.saving(k) for k in board.keys if k in self._known}
+        stale = min((self._known[k] / board.saving(k) for k in hopes), default=math.inf)
+        first = [k for k in board.keys if k not in hopes or hopes[k] <= stale]
+        board.extend([BASE, *first], heat)
+        leading = min(map(board.score, first))
+        late = [k for k in board.keys if k not in first and hopes[k] <= leading]
+        board.extend(late, heat)
+        entered = [k for k in board.keys if board.windows(k)]
+        self._known |= {k: board.increase(k) for k in entered if math.isfinite(board.increase(k))}
+        return entered
+
+    def _tell(self, board: Board, leader: str, n_live: int) -> None:
+        note = f"best so far: {leader}, +{board.increase(leader):.4f} nats a token, {n_live} in the running"
+        self._ctx.progress.note(note)
+
+    def _choice(self, board: Board) -> Choice:
+        winner = min(board.keys, key=board.score)
+        if not math.isfinite(board.loss(BASE)):
+            raise NumericalError(f"the model itself gives no finite loss: {board.reason}", hint="try --dtype fp32")
+        if not math.isfinite(board.score(winner)):
+            raise NumericalError(f"no candidate gives a finite loss: {board.reason}", hint="try --dtype fp32")
+        return Choice(winner, board.loss(winner), board.increase(winner), board.tokens(winner), board.measured)
+
+    def _heat(self, windows: int) -> int:
+        """Return the windows of a first heat: those that run together through a layer."""
+        return min(windows, max(1, BATCH_TOKENS // self._ctx.calibration.length))
+
+
+def _hope(increase: float) -> float:
+    """Return the least that a candidate may cost now, from what it cost before."""
+    return increase - (1 - LAZY_SHARE) * abs(increase)

@@ -1,0 +1,174 @@
+"""Measuring many candidates over the same tokens at once.
+
+All candidates travel through the layers together. Those that have not differed yet share one stream, so that the
+part before a candidate's first change is computed once for all; they fork where an op touches a layer, and each
+layer's weights are met once for all streams. Every stream runs in batches of its own, of the same shape as a plain
+run, so that sharing changes no bit of the result. May import `plan`, `models` and its neighbours.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from sned.errors import NumericalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sned.plans.ops import Op, Tensors
+    from sned.runtime.objective import Objective
+    from sned.runtime.sweep import Sweep
+
+HELD_BYTES = 2**28
+"""Memory for the streams of a chunk; with more candidates than that, they go through in groups."""
+SEGMENT_TOKENS = 128
+"""Losses are kept per segment of a window: enough values for an honest error, few enough to write down."""
+FAILED = float("inf")
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The hidden states of one or more candidates that have been alike so far, batch by batch."""
+
+    batches: list[torch.Tensor]
+    members: list[int] = field(default_factory=list)
+
+
+class Trials:
+    """Runs candidates over windows of tokens and returns what each loses."""
+
+    def __init__(self, sweep: Sweep, objective: Objective, tensors: Tensors, warn: Callable[[str], None]) -> None:
+        self._sweep, self._view = sweep, sweep.view
+        self._objective, self._tensors, self._warn = objective, tensors, warn
+        self.reason = ""
+
+    def measure(
+        self, candidates: Sequence[Sequence[Op]], ids: torch.Tensor, advance: Callable[[int], None] = lambda _: None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield `(candidate, sums)`: its loss summed over each segment of each window, `[windows, segments]`, float64.
+
+        A candidate whose states are not finite yields infinities, and the reason is told.
+
+        Args:
+            candidates: Ops to try, each list on its own; an empty one is the view as it is.
+            ids: Windows `[n, tokens]`.
+            advance: Told layer after layer how many windows have met it, times the candidates on their own there.
+        """
+        for group in self._groups(candidates, ids):
+            pieces: dict[int, list[torch.Tensor]] = {c: [] for c in group}
+            for chunk in self._chunks(ids, len(group)):
+                for c, sums in self._run(candidates, group, chunk, advance):
+                    pieces[c].append(sums)
+            yield from ((c, torch.cat(pieces[c])) for c in group)
+
+    def plain(self, candidate: Sequence[Op], ids: torch.Tensor) -> torch.Tensor:
+        """Measure one candidate the plain way: alone, from the first layer to the last."""
+        sweep, pieces = self._sweep, []
+        with ExitStack() as stack:
+            for op in candidate:
+                stack.enter_context(op.trial(self._view, self._tensors))
+            try:
+                for chunk in sweep.chunks(ids):
+                    pieces += [self._sums(batch, hidden) for batch, hidden in sweep.final(chunk)]
+            except NumericalError as error:
+                return self._failed(ids, error)
+        return torch.cat(pieces)
+
+    def _run(
+        self,
+        candidates: Sequence[Sequence[Op]],
+        group: list[int],
+        chunk: list[torch.Tensor],
+        advance: Callable[[int], None],
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Run a group of candidates over a chunk, yielding `(candidate, sums)`."""
+        sweep, whole = self._sweep, torch.cat(chunk)
+        chunk = [ids.to(self._view.device) for ids in chunk]
+        streams = [_Stream([sweep.enter(ids) for ids in chunk], group)]
+        for index in self._view.active:
+            with self._view.materialised(index):
+                following: list[_Stream] = []
+                while streams:
+                    stream = streams.pop(0)  # so that its states are freed as soon as all have left it
+                    for ops, members in _forks(candidates, stream.members, index):
+                        try:
+                            following.append(_Stream(self._layer(index, ops, stream.batches), members))
+                        except NumericalError as error:
+                            yield from ((c, self._failed(whole, error)) for c in members)
+            streams = following
+            advance(len(whole) * sum(len(stream.members) == 1 for stream in streams))
+        # batch by batch, since an objective may hold what it compares a batch with
+        sums = [[self._sums(ids, stream.batches[b]) for stream in streams] for b, ids in enumerate(chunk)]
+        for stream, pieces in zip(streams, zip(*sums, strict=True), strict=True):
+            yield from ((c, torch.cat(pieces)) for c in stream.members)
+
+    def _layer(self, index: int, ops: Sequence[Op], batches: list[torch.Tensor]) -> list[torch.Tensor]:
+        with ExitStack() as stack:
+            for op in ops:
+                stack.enter_context(op.trial(self._view, self._tensors))
+            if index in self._view.skipped:
+                return batches
+            return [self._sweep.step(index, hidden) for hidden in batches]
+
+    def _sums(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a batch, summed per segment: `[windows, segments]`."""
+        losses = self._objective.per_token(ids, hidden).double()
+        if not torch.isfinite(losses).all():
+            losses = torch.full_like(losses, FAILED)
+            self._drop("its logits hold NaN or infinity")
+        return torch.stack([part.sum(1) for part in losses.split(SEGMENT_TOKENS, 1)], 1).cpu()
+
+    def _failed(self, ids: torch.Tensor, error: NumericalError) -> torch.Tensor:
+        self._drop(str(error.args[0]))
+        return torch.full((len(ids), n_segments(ids.shape[1])), FAILED, dtype=torch.float64)
+
+    def _drop(self, reason: str) -> None:
+        """Say why a candidate is out; `reason` keeps the latest for whoever finds that none is left."""
+        self.reason = reason
+        self._warn(f"a candidate was dropped: {reason}")
+
+    def _groups(self, candidates: Sequence[Sequence[Op]], ids: torch.Tensor) -> list[list[int]]:
+        """Cut the candidates into groups whose streams fit in memory; those that differ late stay together."""
+        size = max(1, HELD_BYTES // self._batch_bytes(ids))
+        order = sorted(range(len(candidates)), key=lambda c: min(_touched(candidates[c]), default=len(candidates)))
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+    def _chunks(self, ids: torch.Tensor, n_streams: int) -> Iterator[list[torch.Tensor]]:
+        """Cut windows into chunks of batches whose streams fit in memory together."""
+        batches = [batch for chunk in self._sweep.chunks(ids) for batch in chunk]
+        size = max(1, HELD_BYTES // (n_streams * self._batch_bytes(ids)))
+        yield from (batches[i : i + size] for i in range(0, len(batches), size))
+
+    def _batch_bytes(self, ids: torch.Tensor) -> int:
+        windows = next(iter(self._sweep.chunks(ids)))[0]
+        return windows.numel() * self._view.geometry.hidden * self._view.dtype.itemsize
+
+
+def n_segments(length: int) -> int:
+    """Return how many segments the predicted tokens of a window of `length` tokens make."""
+    return -(-(length - 1) // SEGMENT_TOKENS)
+
+
+def segment_tokens(length: int) -> torch.Tensor:
+    """Return how many predicted tokens each segment of a window holds, `[segments]`."""
+    full, rest = divmod(length - 1, SEGMENT_TOKENS)
+    return torch.tensor([SEGMENT_TOKENS] * full + [rest] * bool(rest), dtype=torch.float64)
+
+
+def _touched(candidate: Sequence[Op]) -> set[int]:
+    return {layer for op in candidate for layer in op.touched}
+
+
+def _forks(
+    candidates: Sequence[Sequence[Op]], members: list[int], index: int
+) -> list[tuple[tuple[Op, ...], list[int]]]:
+    """Split the members of a stream by what they do to a layer."""
+    split: dict[tuple[Op, ...], list[int]] = {}
+    for c in members:
+        here = tuple(op for op in candidates[c] if index in op.touched)
+        split.setdefault(here, []).append(c)
+    return list(split.items())

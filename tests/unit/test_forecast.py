@@ -1,0 +1,72 @@
+"""What `--dry-run` says of a search: how much is to go, and how often the text will be run through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from kit.tiny import LAYERS, make_model, save_model_folder
+
+from sned.jobs.forecast import dry_run, memory_needed, to_remove, trials
+from sned.jobs.request import LoadRequest, PlanRequest, PruneRequest, TextRequest
+from sned.models.view import View
+from sned.plans.budget import Budget
+from sned.progress import SILENT
+from sned.runtime.method import find_method
+from sned.runtime.trials import HELD_BYTES
+
+TEXT = TextRequest(("random",), 64, 16)
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "given", "expected"),
+    [
+        ("uidl", Budget(layers=2), {}, 0),
+        ("blockpruner", Budget(blocks=3), {}, 10 + 9 + 8),
+        ("blockpruner", Budget(blocks=2), {"types": "mlp"}, 5 + 4),
+        ("blockpruner", Budget(blocks=4), {"stock": True}, 9 + 7),
+        ("blockpruner", Budget(blocks=4), {"one_shot": True}, 10),
+    ],
+)
+def test_trials_are_counted(method: str, budget: Budget, given: dict[str, Any], expected: int) -> None:
+    found = find_method(method)
+    assert trials(View(make_model("llama")), found, budget, found.parse(given)) == expected
+
+
+def test_a_larger_share_takes_more_trials() -> None:
+    view, method = View(make_model("llama")), find_method("blockpruner")
+    counted = [trials(view, method, Budget(remove=share), method.parse({})) for share in (0.05, 0.2, 0.5)]
+    assert counted == sorted(set(counted))
+    assert counted[-1] <= sum(range(2 * LAYERS + 1))
+
+
+def test_experts_have_no_removable_mlp() -> None:
+    view, method = View(make_model("mixtral")), find_method("blockpruner")
+    assert trials(view, method, Budget(blocks=2), method.parse({})) == 5 + 4
+    assert trials(view, method, Budget(blocks=2), method.parse({"types": "mlp"})) == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "what", "count", "of"),
+    [(Budget(layers=2), "layers", 2, LAYERS), (Budget(blocks=3), "blocks", 3, 2 * LAYERS)],
+)
+def test_what_is_to_go_is_named(budget: Budget, what: str, count: int, of: int) -> None:
+    assert to_remove(View(make_model("llama")), budget) == {"what": what, "count": count, "of": of}
+
+
+def test_a_share_is_told_in_parameters() -> None:
+    view = View(make_model("llama"))
+    total = view.geometry.n_params
+    assert to_remove(view, Budget(remove=0.25)) == {"what": "parameters", "count": -(-total // 4), "of": total}
+
+
+@pytest.mark.parametrize("kind", [PlanRequest, PruneRequest])
+def test_a_search_needs_memory_for_its_candidates(tmp_path: Any, kind: type[PlanRequest]) -> None:
+    folder = save_model_folder(tmp_path / "model", "llama")
+    request = kind(LoadRequest(str(folder)), "blockpruner", Budget(blocks=3), tmp_path / "out", calibration=TEXT)
+    found = dry_run(request, SILENT)
+    assert found["memory_bytes"] == memory_needed(View(make_model("llama"))) + HELD_BYTES
+    assert (found["trials"], found["calibration_tokens"]) == (27, 64)
+    assert found["evaluation_tokens"] == (16_384 if kind is PruneRequest else 0)
+    assert found["seconds"] > 0
+    assert not (tmp_path / "out").exists()
