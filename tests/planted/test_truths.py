@@ -9,10 +9,10 @@ import torch
 from kit.compare import assert_differ, assert_same_logits, logits
 from kit.planning import plan_on
 from kit.planted import idle_layers, quiet_layers, spoken_by
-from kit.tiny import FAMILY_NAMES, HIDDEN, LAYERS, make_model, tokens
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, make_model, tokens
 
 from sned.models.view import View
-from sned.plans.ops import DropLayers, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Replace
 from sned.runtime.statistics import CutMoments, Distances, Influence
 from sned.runtime.sweep import Sweep
 from sned.score.linear_map import fit_closed
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 SEEING = ["uidl", "shortgpt", "replaceme"]
+SEARCHING = {"blockpruner": {"objective": "kl"}, "multipruner": {"objective": "kl", "split": "1:0:0"}}
 MANY = tokens(40, 16, seed=3)
 
 
@@ -50,6 +51,19 @@ def test_shortgpt_finds_them_apart(name: str) -> None:
     assert influence[1] == pytest.approx(0, abs=1e-6)
     assert influence[3] == pytest.approx(0, abs=1e-6)
     assert min(influence[i] for i in (0, 2, 4)) > 1e-3
+
+
+@pytest.mark.parametrize("method", SEARCHING)
+@pytest.mark.parametrize("name", DENSE_NAMES)
+def test_searches_take_what_does_nothing_out_of_the_midst_of_the_rest(method: str, name: str) -> None:
+    """Both blocks of layers 1 and 3 are idle, which is more than is asked for; no other is touched."""
+    model = idle_layers(make_model(name), [1, 3])
+    dense, view = logits(model), View(model)
+    plan = plan_on(view, method, tokens=spoken_by(model), remove=0.05, **SEARCHING[method])
+    assert {op.layer for op in plan.ops if isinstance(op, DropSublayer)} <= {1, 3}
+    assert plan.ops
+    assert all(isinstance(op, DropSublayer) for op in plan.ops)
+    assert_same_logits(logits(view.model), dense)
 
 
 @every_family

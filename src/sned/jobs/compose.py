@@ -113,6 +113,8 @@ def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]
             left, size = len(parse_span(units)), geometry.axes[f"layers.{layer}.{kind}"].size
             shares[f"{part}_left"] = left / size
             words.append(f"{left:,} of {size:,} {unit} kept")
+    if state.refitted:
+        words.append("refitted")
     return shares | {"note": "; ".join(words)} if shares else {}
 
 

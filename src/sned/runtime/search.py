@@ -68,10 +68,9 @@ class Search:
         mode: Literal["exact", "racing", "exhaustive"] = "exact",
         objective: ObjectiveName = "perplexity",
         confidence: float = 0.999,
-        tolerance: float = 0.0,
     ) -> None:
         self._ctx, self._mode = ctx, mode
-        self._confidence, self._tolerance = confidence, tolerance
+        self._confidence = confidence
         sweep = Sweep(ctx.view, ctx.cost)
         self._trials = Trials(sweep, objective_of(objective, sweep, ctx.dense), ctx.tensors, ctx.progress.warn)
         self._objective: ObjectiveName = objective
@@ -120,7 +119,7 @@ class Search:
         live = self._contenders(board, heat)
         while heat < windows and len(live) > 1:
             self._tell(board, min(live, key=board.score), len(live))
-            alive = still_racing(board.units(live), self._confidence, self._tolerance)
+            alive = still_racing(board.units(live), self._confidence)
             live = [k for k, stays in zip(live, alive.tolist(), strict=True) if stays]
             if len(live) > 1:
                 heat = min(windows, 2 * heat)

@@ -20,23 +20,22 @@ def paired_margin(values: torch.Tensor, leader: torch.Tensor) -> tuple[torch.Ten
     return difference.mean(1), error
 
 
-def still_racing(values: torch.Tensor, confidence: float, tolerance: float = 0.0) -> torch.Tensor:
+def still_racing(values: torch.Tensor, confidence: float) -> torch.Tensor:
     """Tell which candidates may still be the best, `[candidates]`: those that no one-sided paired t-test rules out.
 
-    The leader is the one with the lowest mean. A candidate is ruled out when its mean difference to the leader
-    exceeds, at this confidence, `-tolerance`: with a tolerance, near ties are left to the leader.
+    The leader is the one with the lowest mean; a candidate is ruled out when its mean difference to the leader exceeds
+    zero at this confidence.
 
     Args:
         values: Score of each candidate on each unit, `[candidates, units]`; lower is better.
         confidence: Of ruling out one candidate, such as 0.999.
-        tolerance: Difference in score that does not matter.
     """
     finite = torch.isfinite(values).all(1)
     means = torch.where(finite, values.mean(1), torch.inf)
     leader = int(means.argmin())
     mean, error = paired_margin(values, values[leader])
     slack = student_quantile(confidence, values.shape[1] - 1) * error
-    alive = finite & ~(mean - slack > -tolerance)
+    alive = finite & ~(mean - slack > 0)
     alive[leader] = True
     return alive
 
