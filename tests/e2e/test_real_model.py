@@ -89,8 +89,8 @@ def test_it_loads_and_generates_in_a_process_that_never_saw_sned(pruned: Path) -
 def test_blocks_leave_a_model_that_runs_without_sned(home: Path) -> None:
     out = home / "blocks"
     sned(
-        "prune", "demo", "-m", "blockpruner", "--blocks", "3", "--search", "racing", "--calib-tokens", "512",
-        "--seq-len", "256", "--eval-tokens", "2048", *FP32, "-o", out,
+        "prune", "demo", "-m", "blockpruner", "--blocks", "3", "--types", "mha", "--search", "racing",
+        "--calib-tokens", "512", "--seq-len", "256", "--eval-tokens", "2048", *FP32, "-o", out,
     )  # fmt: skip
     report = json.loads((out / "sned" / "report.json").read_text())
     steps = report["search"]["steps"]

@@ -224,7 +224,7 @@ class TestLaziness:
 def search_twice(way: str, folder: Path | None, cost: Cost, progress: Any) -> list[Choice]:
     """Two steps of a search, the second from the model that the first has left."""
     view = View(quiet_layers(make_model("llama"), [3]))
-    ctx = context_of(view, folder=folder, cost=cost, progress=progress)
+    ctx = context_of(view, calibration().take(4), folder=folder, cost=cost, progress=progress)
     searching, candidates = search(ctx, way), {k: v for k, v in blocks("llama").items() if k[-1] in "13"}
     first = searching.best(candidates)
     for op in candidates.pop(first.key):
@@ -237,7 +237,7 @@ def search_twice(way: str, folder: Path | None, cost: Cost, progress: Any) -> li
 def test_killed_at_any_step_nothing_finished_is_computed_again(way: str, tmp_path: Path) -> None:
     steps, whole = Steps(), Cost()
     straight = search_twice(way, None, whole, steps)
-    batch = (LAYERS + sum(LAYERS - i for i in (1, 3)) * 2) * 32 * (3 if way == "exhaustive" else 1)
+    batch = (LAYERS + sum(LAYERS - i for i in (1, 3)) * 2) * 32 * (2 if way == "exhaustive" else 1)
     if way == "racing":
         batch *= 2  # heats grow
     for after in range(steps.total):

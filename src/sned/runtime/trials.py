@@ -134,7 +134,9 @@ class Trials:
     def _groups(self, candidates: Sequence[Sequence[Op]], ids: torch.Tensor) -> list[list[int]]:
         """Cut the candidates into groups whose streams fit in memory; those that differ late stay together."""
         size = max(1, HELD_BYTES // self._batch_bytes(ids))
-        order = sorted(range(len(candidates)), key=lambda c: min(_touched(candidates[c]), default=len(candidates)))
+        order = sorted(
+            range(len(candidates)), key=lambda c: min(_touched(candidates[c]), default=self._view.geometry.n_layers)
+        )
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     def _chunks(self, ids: torch.Tensor, n_streams: int) -> Iterator[list[torch.Tensor]]:
