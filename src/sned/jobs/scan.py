@@ -12,7 +12,6 @@ from sned import __version__
 from sned.checkpoint.folders import atomic_folder
 from sned.jobs import compose
 from sned.jobs.session import Recorder, Session, open_model, read_text
-from sned.models.modeling_sned import NoMLP
 from sned.report.scan_picture import render
 from sned.runtime.context import Context
 from sned.runtime.method import CALIBRATION_TOKENS
@@ -95,9 +94,7 @@ def write(result: dict[str, Any], out: Path, *, overwrite: bool) -> None:
 
 
 def _influence(view: View, index: int) -> Influence:
-    whole = not view.is_replaced(index)
-    mlp = whole and not isinstance(view.branch(index, "mlp"), NoMLP)
-    return Influence(index, index + 1, has_attn=view.has_branch(index, "attn"), has_mlp=mlp)
+    return Influence(index, index + 1, has_attn=view.has_branch(index, "attn"), has_mlp=view.has_branch(index, "mlp"))
 
 
 def _distances(view: View) -> Distances:

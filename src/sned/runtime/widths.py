@@ -53,7 +53,7 @@ class Widths:
         return max(0, len(self.view.alive[axis.name]) - 1) // self.groups[axis.kind]
 
     def narrowed(self, axis: Axis, steps: int) -> tuple[Op, int]:
-        """Return what cuts so many groups off an axis, and the parameters that this saves."""
+        """Return the op that cuts so many groups off an axis, and how many units these are."""
         gone = steps * self.groups[axis.kind]
         left = len(self.view.alive[axis.name]) - gone
         return Keep(axis=axis.name, units=tuple(self.orders[axis.name][:left])), gone
