@@ -98,6 +98,11 @@ def of_plan(plan: Plan, geometry: Geometry) -> dict[str, Any]:
         blocks["fit"] = [{name: fit[name] for name in names} for fit in scores["fit"]]
     if searched := [stage for stage in plan.stages if "trace" in stage.scores or "ranking" in stage.scores]:
         blocks["search"] = _search(searched[-1])
+    if evolved := [stage for stage in plan.stages if "evolved" in stage.scores]:
+        blocks["evolution"] = _evolution(evolved[-1])
+    if refits := [row for stage in plan.stages for row in stage.scores.get("repair", [])]:
+        names = ("layer", "which", "ridge", "left")
+        blocks["repair"] = [{name: row[name] for name in names} for row in refits]
     return blocks
 
 
@@ -126,6 +131,17 @@ def _search(stage: Stage) -> dict[str, Any]:
         "mode": stage.options.get("search", "exact"),
         "steps": [{name: row[name] for name in names} for row in stage.scores.get("trace", [])],
         "ranking": stage.scores.get("ranking"),
+    }
+
+
+def _evolution(stage: Stage) -> dict[str, Any]:
+    """Return what an evolution of widths had to choose from, and its choice."""
+    evolved = stage.scores["evolved"]
+    return {
+        "objective": stage.options.get("objective", "perplexity"),
+        "judged": evolved["judged"],
+        "chosen": {name: evolved[name] for name in ("loss", "params")},
+        "front": stage.scores["front"],
     }
 
 

@@ -211,6 +211,33 @@ class Search(Block):
     ranking: list[Ranked] | None = Field(None, description="all cuts, best first, where one ranking decided")
 
 
+class Judged(Block):
+    """A model that an evolution has judged."""
+
+    loss: float = Field(description="mean loss per token, in nats")
+    params: Count = Field(description="parameters of the whole model")
+
+
+class Evolution(Block):
+    """How all widths were evolved at once, on calibration text."""
+
+    objective: str = Field(description="what the loss is: perplexity (its logarithm), or kl from the dense model")
+    judged: Count = Field(description="models judged in all")
+    chosen: Judged = Field(description="the one with the least loss of those that remove enough")
+    front: list[Judged] = Field(description="those that no other beats in both, fewest parameters first")
+
+
+class Repair(Block):
+    """An output projection that was to make up for cuts, refitted by least squares."""
+
+    layer: Count = Field(description="index in the base model")
+    which: Literal["attn", "mlp"]
+    ridge: float | None = Field(
+        description="relative strength of the pull towards the old weights; null: left as it was"
+    )
+    left: Positive = Field(description="share of the error that is left on calibration windows kept out of the fit")
+
+
 class Fit(Block):
     """A linear map that was estimated to make up for a cut."""
 

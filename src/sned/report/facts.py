@@ -14,7 +14,7 @@ from sned.report import numbers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sned.report.schema import Baseline, Layer, Pair, Report
+    from sned.report.schema import Baseline, Layer, Pair, Repair, Report
 
 Section = Literal["Size", "Quality", "Speed"]
 Verdict = Literal["better", "worse", ""]
@@ -52,6 +52,21 @@ def is_partial(stack: list[Layer]) -> bool:
 def spell_cut(cut: str) -> str:
     """Return a step of a search in words: ``attn 7``, ``MLP 3 + attn 4``, ``MLP 3 → 1024``."""
     return cut.replace("mlp.", "MLP ").replace("attn.", "attn ").replace("+", " + ").replace(":", " → ")
+
+
+def repaired(refits: list[Repair]) -> str:
+    """Say what a repair changed and what it left: ``3 of 5 output projections were refitted ...``."""
+    left = [item.left for item in refits if item.ridge is not None]
+    same = len(refits) - len(left)
+    if not left:
+        which = "the one output projection" if same == 1 else f"any of the {same} output projections"
+        return f"No refit of {which} helped, so everything stayed as it was."
+    lost, most = numbers.percent(min(left)), numbers.percent(max(left))
+    share = lost if lost == most else f"{lost} to {most}"
+    many = f"{len(left)} of {len(refits)} output {_plural('projection', len(refits))}"
+    done = f"{many} {'was' if len(left) == 1 else 'were'} refitted, which leaves {share} of the error there"
+    kept = f"; {same} stayed as {'it was' if same == 1 else 'they were'}, for no refit helped" if same else ""
+    return f"{done}{kept}."
 
 
 def removal(report: Report) -> str:

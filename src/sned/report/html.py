@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from sned.report import evidence, facts, numbers, plots, search_picture, svg
+from sned.report import evidence, facts, numbers, plots, repair_picture, search_picture, svg
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -44,7 +44,8 @@ def render(report: Report) -> str:
         options={key: _option(value) for key, value in report.options.items()},
         chosen={(item.start, item.end) for item in report.chosen},
         beside=[(item.method, words) for item in report.baselines if (words := facts.compared(report, item))],
-        reading=lambda loss: search_picture.value_of(report.search, loss) if report.search else loss,
+        reading=search_picture.value_of,
+        repaired=facts.repaired,
         cut=lambda item: facts.span(list(range(item.start, item.end))),
     )
 
@@ -108,6 +109,10 @@ def _pictures(report: Report) -> dict[str, Any]:
         drawn["triangle"] = evidence.triangle(scores.distance, report.chosen)
     if report.search and report.search.steps:
         drawn["search"] = search_picture.search(report.search, report.model.params.dense)
+    if report.evolution:
+        drawn["front"] = search_picture.front(report.evolution, report.model.params.dense)
+    if report.repair:
+        drawn["repair"] = repair_picture.repair(report.repair, report.stack)
     if report.quality and (report.quality.dense or report.baselines):
         drawn["quality"] = plots.quality(report.quality, report.method, report.baselines)
     if report.speed:

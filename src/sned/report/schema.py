@@ -19,8 +19,10 @@ from sned.report.blocks import (
     Cost,
     Cut,
     Environment,
+    Evolution,
     Fit,
     Importance,
+    Judged,
     Layer,
     LayerState,
     Loss,
@@ -32,6 +34,7 @@ from sned.report.blocks import (
     Probe,
     Quality,
     Ranked,
+    Repair,
     Sample,
     Search,
     Seconds,
@@ -49,8 +52,10 @@ __all__ = [
     "Cost",
     "Cut",
     "Environment",
+    "Evolution",
     "Fit",
     "Importance",
+    "Judged",
     "Layer",
     "LayerState",
     "Loss",
@@ -62,6 +67,7 @@ __all__ = [
     "Probe",
     "Quality",
     "Ranked",
+    "Repair",
     "Report",
     "Sample",
     "Search",
@@ -105,6 +111,8 @@ class Report(Block):
     probe: list[Probe] | None = None
     fit: list[Fit] | None = None
     search: Search | None = None
+    evolution: Evolution | None = None
+    repair: list[Repair] | None = None
     baselines: list[Baseline] = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
@@ -121,6 +129,8 @@ class Report(Block):
                     raise ValueError(f"importance.{name} has {len(values)} values for {depth} layers")
         if any(cut.end <= cut.start or (depth and cut.end > depth) for cut in self.chosen):
             raise ValueError("chosen holds a cut that is empty or ends beyond the last layer")
+        if depth and any(item.layer >= depth for item in self.repair or []):
+            raise ValueError("repair names a layer beyond the last")
         return self
 
     def to_json(self) -> str:

@@ -1,4 +1,4 @@
-"""How a greedy search went, as a picture: what each cut cost, over what it removed. Imports facts, svg."""
+"""How a search went, as pictures: what each cut cost, and what evolution found, over size. Imports facts, svg."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from sned.report.svg import LIGHT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sned.report.schema import Search, Step
+    from sned.report.schema import Evolution, Search, Step
 
 # Pixels: margins, the height of the curve, a step's share of the width, the least room of a name, one of its letters.
 _LEFT, _RIGHT, _TOP, _CURVE, _STEP, _GAP, _LETTER = 50, 16, 30, 230, 60, 13, 5.6
+_FRONT_WIDTH = 560
 _LOOKS = {"attn": ("kept", "o"), "mlp": ("mlp", "s")}
 
 
@@ -37,13 +38,14 @@ def search(found: Search, params: int) -> str:
         figure = svg.canvas(width, _TOP + band + _CURVE + 44)
         axes = svg.panel(figure, _LEFT, _TOP + band, inner, _CURVE)
         _frame(axes, shares, values, log)
+        axes.set_xlim(-0.01 * max(shares), 1.01 * max(shares))
         axes.plot(shares, values, color=LIGHT["muted"], linewidth=1.4, zorder=2)
         axes.plot(shares[:1], values[:1], "o", color=LIGHT["muted"], markersize=6, zorder=3)
         for step, x, y in zip(steps, shares[1:], values[1:], strict=True):
             role, sign = _LOOKS[_kind(step)]
             axes.plot([x], [y], sign, color=LIGHT[role], markersize=6, zorder=3)
         _name_steps(axes, steps, shares[1:], values[1:], inner)
-        what = "Perplexity" if found.objective == "perplexity" else "KL divergence from the base, nats per token"
+        what = _loss_name(found)
         svg.write(axes, what, (0, 1), (-_LEFT, band + 9), "axes fraction", va="bottom", fontsize=13, fontweight="bold")
         note = "on calibration text" + (", log scale" if log else "")
         svg.write(axes, note, (1, 1), (0, band + 9), "axes fraction", ha="right", va="bottom", color=LIGHT["muted"])
@@ -51,9 +53,43 @@ def search(found: Search, params: int) -> str:
         return svg.render(figure, "search", f"Loss after each of {len(steps)} cuts")
 
 
-def value_of(found: Search, loss: float) -> float:
+def front(found: Evolution, params: int) -> str:
+    """Draw loss over the share of parameters gone, for the models that no other beats in both; the chosen one is named.
+
+    Args:
+        found: What evolution found.
+        params: Those of the whole model before it.
+    """
+    models = [*found.front, found.chosen]
+    shares = [100 * (1 - model.params / params) for model in models]
+    values = [value_of(found, model.loss) for model in models]
+    log = min(values) > 0 and max(values) > 8 * min(values)
+    with svg.style("front"):
+        figure = svg.canvas(_FRONT_WIDTH, _TOP + _CURVE + 44)
+        axes = svg.panel(figure, _LEFT, _TOP, _FRONT_WIDTH - _LEFT - _RIGHT, _CURVE)
+        _frame(axes, shares, values, log)
+        room = 0.04 * ((max(shares) - min(shares)) or 1)
+        axes.set_xlim(min(shares) - 3 * room, max(shares) + room)
+        axes.plot(shares[:-1], values[:-1], "o-", color=LIGHT["kept"], markersize=5, linewidth=1.4, zorder=2)
+        axes.plot(
+            shares[-1:], values[-1:], "o", markersize=11, zorder=3,
+            markerfacecolor="none", markeredgecolor=LIGHT["ink"], markeredgewidth=2,
+        )  # fmt: skip
+        # the front rises to the right, so that there is room to the upper left of each of its points
+        look = {"ha": "right", "va": "bottom", "fontweight": "bold"}
+        svg.write(axes, "chosen", (shares[-1], values[-1]), (-7, 5), "data", **look)
+        svg.caption(axes, _loss_name(found), "on calibration text" + (", log scale" if log else ""), indent=-_LEFT)
+        svg.write(axes, "parameters removed", (1, 0), (0, -34), "axes fraction", ha="right", color=LIGHT["muted"])
+        return svg.render(figure, "front", f"Loss over parameters removed, best of {found.judged} models")
+
+
+def value_of(found: Search | Evolution, loss: float) -> float:
     """Return what people read of a loss: the perplexity, or the divergence as it is."""
     return math.exp(min(loss, 700)) if found.objective == "perplexity" else loss
+
+
+def _loss_name(found: Search | Evolution) -> str:
+    return "Perplexity" if found.objective == "perplexity" else "KL divergence from the base, nats per token"
 
 
 def _kind(step: Step) -> str:
@@ -65,7 +101,6 @@ def _frame(axes: Axes, shares: list[float], values: list[float], log: bool) -> N
     """Set up the axes: few round numbers, a light grid."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-    axes.set_xlim(-0.01 * max(shares), 1.01 * max(shares))
     low, high = min(values), max(values)
     if log:
         axes.set_yscale("log")
