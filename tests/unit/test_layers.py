@@ -26,7 +26,7 @@ LAYERS = (
     {"checkpoint"},
     {"runtime"},
     {"evaluation"},
-    {"methods"},
+    {"allocators", "methods"},
     {"report"},
     {"jobs"},
     {"api"},
