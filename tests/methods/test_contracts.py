@@ -9,6 +9,7 @@ import pytest
 from kit.compare import assert_differ, assert_same_logits, logits, swept
 from kit.planning import METHODS, PAIRS, REFUSED, Kill, Steps, budget_for, calibration, plan_on, planned, small_batches
 from kit.planted import streamed_view
+from kit.sparse import count_zeros
 from kit.tiny import LAYERS, make_model, tokens
 
 from sned.errors import UnsupportedModelError
@@ -81,6 +82,10 @@ def test_the_budget_is_met(method: str, name: str) -> None:
     elif budget.blocks is not None:
         left = sum(view.has_branch(i, which) for i in view.layers for which in SUBLAYERS)
         assert left == 2 * LAYERS - budget.blocks
+    elif budget.sparsity is not None:
+        zeros, of = count_zeros(view)
+        assert zeros == round(budget.sparsity * of)
+        assert plan.pruned == plan.dense
     else:
         assert 1 - plan.pruned.body_params / plan.dense.body_params >= (budget.remove or 0)
 

@@ -49,6 +49,15 @@ RemoveOf = Annotated[
         "--remove-of", help="What --remove is a share of: all parameters, or the layers'.", rich_help_panel=_BUDGET
     ),
 ]
+Sparsity = Annotated[
+    str | None,
+    typer.Option(
+        "--sparsity",
+        metavar="SHARE",
+        help="Set this share of the layers' weights to zero: 50% or 0.5.",
+        rich_help_panel=_BUDGET,
+    ),
+]
 
 Calib = Annotated[
     list[str],

@@ -63,6 +63,7 @@ def prune(
     blocks: options.Blocks = None,
     remove: options.Remove = None,
     remove_of: options.RemoveOf = "all",
+    sparsity: options.Sparsity = None,
     calib: options.Calib = ["builtin"],  # noqa: B006 - typer shows it in the help, and nothing changes it
     calib_tokens: options.CalibTokens = None,
     seq_len: options.SeqLen = 1024,
@@ -86,12 +87,21 @@ def prune(
     """Prune a model: plan, apply, save, verify, evaluate, report."""
     terminal: Terminal = ctx.obj
     progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
+    chosen = flags.collect(ctx, settings)
     request = PruneRequest(
         load=LoadRequest(model, dtype, device, stream, trust_inferred),
         method=method,
-        budget=requests.budget(method, layers, blocks, remove, remove_of),
+        budget=requests.budget(
+            method,
+            chosen,
+            layers=layers,
+            blocks=blocks,
+            remove=remove,
+            remove_of=remove_of,
+            sparsity=sparsity,
+        ),
         out=out,
-        options=flags.collect(ctx, settings),
+        options=chosen,
         calibration=requests.text(calib, calib_tokens, seq_len, "calib"),
         seed=seed,
         overwrite=overwrite,
@@ -118,6 +128,7 @@ def plan(
     blocks: options.Blocks = None,
     remove: options.Remove = None,
     remove_of: options.RemoveOf = "all",
+    sparsity: options.Sparsity = None,
     calib: options.Calib = ["builtin"],  # noqa: B006
     calib_tokens: options.CalibTokens = None,
     seq_len: options.SeqLen = 1024,
@@ -137,12 +148,21 @@ def plan(
     """Decide what to remove, and write that as a plan; the model stays as it is."""
     terminal: Terminal = ctx.obj
     progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
+    chosen = flags.collect(ctx, settings)
     request = PlanRequest(
         load=LoadRequest(model, dtype, device, stream, trust_inferred),
         method=method,
-        budget=requests.budget(method, layers, blocks, remove, remove_of),
+        budget=requests.budget(
+            method,
+            chosen,
+            layers=layers,
+            blocks=blocks,
+            remove=remove,
+            remove_of=remove_of,
+            sparsity=sparsity,
+        ),
         out=out,
-        options=flags.collect(ctx, settings),
+        options=chosen,
         calibration=requests.text(calib, calib_tokens, seq_len, "calib"),
         seed=seed,
         overwrite=overwrite,

@@ -19,7 +19,8 @@ from sned.plans.budget import BUDGET_FLAGS
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sned.runtime.method import Method, Option
+    from sned.runtime.method import Method
+    from sned.runtime.signature import Option
 
 SHOW_EXAMPLES = (
     "sned show plans/shortgpt",

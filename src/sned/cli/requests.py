@@ -11,16 +11,23 @@ from sned.data.readers import existing_file
 from sned.data.sources import parse_sources
 from sned.errors import BudgetError, ConfigError
 from sned.jobs.request import TextRequest
-from sned.plans.budget import Budget, parse_share
+from sned.plans.budget import Budget, parse_share, parse_sparsity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def budget(
-    method: str, layers: int | None, blocks: int | None, remove: str | None, remove_of: Literal["all", "body"]
+    method: str,
+    settings: Mapping[str, str],
+    *,
+    layers: int | None,
+    blocks: int | None,
+    remove: str | None,
+    remove_of: Literal["all", "body"],
+    sparsity: str | None,
 ) -> Budget:
-    """Read the budget: layers, blocks, or a share of the parameters; else what the method proposes.
+    """Read the budget: layers, blocks, or a share; else what the method proposes with its options as set.
 
     Raises:
         BudgetError: nothing would be removed.
@@ -32,11 +39,12 @@ def budget(
     if remove is None and remove_of != "all":
         raise ConfigError("--remove-of says nothing without --remove", hint="leave it out, or use --remove 25%")
     share = None if remove is None else parse_share(remove, name="--remove")
-    asked = Budget(layers=layers, blocks=blocks, remove=share, remove_of=remove_of)
+    zeros = None if sparsity is None else parse_sparsity(sparsity)
+    asked = Budget(layers=layers, blocks=blocks, remove=share, remove_of=remove_of, sparsity=zeros)
     for name, number in (("--layers", layers), ("--blocks", blocks)):
         if number is not None and number < 1:
             raise BudgetError(f"{name} {number} removes nothing", hint="give 1 or more")
-    return check_kind(find_method(method), asked)
+    return check_kind(find_method(method), asked, settings)
 
 
 def text(sources: Sequence[str], tokens: int | None, seq_len: int, role: Literal["calib", "eval"]) -> TextRequest:

@@ -48,7 +48,7 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
     budget = check_budget(view, method, request.budget, options)
     tokens = 0 if calibration is None else calibration.n_tokens
     evaluated, compared = 0, 0
-    steps = ["load", "calibrate", "plan"] if method.needs_tokens else ["load", "plan"]
+    steps = ["load", "calibrate", "plan"] if method.reads_text(options) else ["load", "plan"]
     if isinstance(request, PruneRequest):
         evaluated = request.evaluation.tokens or EVALUATION_TOKENS
         compared = 2 + len(request.baselines) + ("layers" not in method.budgets)  # a random model of the same shape

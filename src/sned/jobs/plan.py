@@ -49,8 +49,8 @@ def validate(request: PlanRequest) -> tuple[Method, dict[str, Any]]:
         ConfigError: the method or an option is unknown, or it takes no such budget.
     """
     method = find_method(request.method)
-    check_kind(method, request.budget)
     options = method.parse(request.options)
+    check_kind(method, request.budget, options)
     check_output(Path(request.out), overwrite=request.overwrite)
     return method, options
 
@@ -60,7 +60,7 @@ def calibrate(
 ) -> Tokens | None:
     """Return the calibration tokens, where the method looks at any; the budget is checked first."""
     check_budget(model.view, method, request.budget, options)
-    if not method.needs_tokens:
+    if not method.reads_text(options):
         return None
     with session.phase("calibrate"):
         return read_text(model, request.calibration, method.calibration_tokens, seed=request.seed)

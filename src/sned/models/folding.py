@@ -1,4 +1,4 @@
-"""Changing what a layer's weights hold, and nothing of its shape: a linear map folded in, or new values.
+"""Changing what a layer's weights hold, and nothing of its shape: a linear map folded in, new values, or zeros.
 
 Every function leaves the tensors that other views share alone. May import its neighbours in `models`.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sned.errors import PlanError, UnsupportedModelError
+from sned.models.bits import unpack
 from sned.models.geometry import is_conv1d, path
 
 if TYPE_CHECKING:
@@ -70,15 +71,44 @@ def setting(view: View, layer: int, param: str, values: torch.Tensor) -> Edit:
     Raises:
         PlanError: there is no such parameter, or it has another shape.
     """
-    present = dict(view.layer(layer).named_parameters())
-    if param not in present:
-        raise PlanError(f"layer {layer} has no parameter {param!r}, or not any more")
-    if (shape := tuple(present[param].shape)) != tuple(values.shape):
+    if (shape := tuple(_parameter(view, layer, param).shape)) != tuple(values.shape):
         raise PlanError(f"{param} of layer {layer} has the shape {list(shape)}, not {list(values.shape)}")
 
     def change(weights: Weights) -> None:
         old = weights[param]
         weights[param] = values.to(old.device, old.dtype)
+
+    return change
+
+
+def mask_weights(view: View, layer: int, param: str, gone: torch.Tensor) -> None:
+    """Set weights of a layer to zero, for good and exactly.
+
+    Args:
+        view: The view to change.
+        layer: The layer, in base coordinates.
+        param: The parameter, named relative to the layer.
+        gone: True where a weight goes, one bit each: what `bits.pack` makes of a mask of the parameter's shape.
+
+    Raises:
+        PlanError: there is no such parameter, or it has another size.
+    """
+    view.edit(layer, masking(view, layer, param, gone), structural=False)
+
+
+def masking(view: View, layer: int, param: str, gone: torch.Tensor) -> Edit:
+    """Return the edit that `mask_weights` makes.
+
+    Raises:
+        PlanError: there is no such parameter, or it has another size.
+    """
+    old = _parameter(view, layer, param)
+    if len(gone) != -(-old.numel() // 8):
+        raise PlanError(f"{param} of layer {layer} has {old.numel()} weights, and the mask is for another number")
+
+    def change(weights: Weights) -> None:
+        weight = weights[param]
+        weights[param] = weight.masked_fill(unpack(gone, weight.shape).to(weight.device), 0.0)
 
     return change
 
@@ -97,3 +127,10 @@ def refit_obstacle(view: View, which: Sublayer) -> str | None:
     if which == "mlp" and view.family.experts:
         return "it is a mixture of experts"
     return None
+
+
+def _parameter(view: View, layer: int, param: str) -> torch.Tensor:
+    present = dict(view.layer(layer).named_parameters())
+    if param not in present:
+        raise PlanError(f"layer {layer} has no parameter {param!r}, or not any more")
+    return present[param]

@@ -14,31 +14,44 @@ if TYPE_CHECKING:
 
     from sned.models.geometry import Geometry
 
-BudgetKind = Literal["layers", "blocks", "remove"]
-BUDGET_KINDS: tuple[BudgetKind, ...] = ("layers", "blocks", "remove")
-BUDGET_FLAGS: dict[BudgetKind, str] = {"layers": "--layers N", "blocks": "--blocks N", "remove": "--remove 25%"}
+BudgetKind = Literal["layers", "blocks", "remove", "sparsity"]
+BUDGET_FLAGS: dict[BudgetKind, str] = {
+    "layers": "--layers N",
+    "blocks": "--blocks N",
+    "remove": "--remove 25%",
+    "sparsity": "--sparsity 50%",
+}
+BUDGET_KINDS: tuple[BudgetKind, ...] = tuple(BUDGET_FLAGS)
 _SHARE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much to remove; at most one of `layers`, `blocks` and `remove` is set, and none means what a method proposes.
+    """How much to remove; at most one of the kinds is set, and none means what a method proposes.
 
     A block is an attention or an MLP. `remove` is a share between 0 and 1 of all parameters, or of those of the
-    decoder layers (`remove_of`).
+    decoder layers (`remove_of`). `sparsity` is the share of the weights of all matrices in the decoder layers that
+    are to be zero.
     """
 
     layers: int | None = None
     remove: float | None = None
     remove_of: Literal["all", "body"] = "all"
     blocks: int | None = None
+    sparsity: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse two budgets at once.
+        """Refuse two budgets at once, and a share of zeros that leaves nothing.
 
         Raises:
+            BudgetError: the sparsity does not lie in [0, 1).
             ConfigError: more than one is set.
         """
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise BudgetError(
+                f"--sparsity {self.sparsity:g} is out of reach: a share of zeros is at least 0 and less than 1",
+                hint="0.5 sets every second weight to zero",
+            )
         given = [f"--{kind}" for kind in BUDGET_KINDS if getattr(self, kind) is not None]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} are given together", hint="give one of them")
@@ -58,10 +71,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a method that cuts parts of layers has to reach: a number of blocks, or of parameters removed."""
+    """What a method that cuts parts of layers has to reach: a number of blocks, of parameters removed, or of zeros."""
 
     blocks: int | None = None
     params: int | None = None
+    sparsity: float = 0.0
+    """Share of zeros in the weights of the decoder layers' matrices."""
 
     def reached(self, blocks: int, params: int) -> bool:
         """Tell whether so many blocks and parameters removed are enough."""
@@ -69,21 +84,33 @@ class Goal:
 
 
 def parse_share(text: str, *, name: str) -> float:
-    """Read a share between 0 and 1, written as ``25%`` or ``0.25``.
+    """Read a share of the parameters, written as ``25%`` or ``0.25``; none and all are no budget.
 
     Raises:
         ConfigError: it is not a share; 25 without its percent sign is named as the likely slip.
     """
+    value = _read_share(text, name, "the parameters")
+    if not 0 < value < 1:
+        raise ConfigError(f"{name} {text!r} must lie between 0% and 100%, both excluded")
+    return value
+
+
+def parse_sparsity(text: str) -> float:
+    """Read a share of zeros, written as ``50%`` or ``0.5``; `Budget` says which are possible.
+
+    Raises:
+        ConfigError: it is not a share; 50 without its percent sign is named as the likely slip.
+    """
+    return _read_share(text, "--sparsity", "the weights")
+
+
+def _read_share(text: str, name: str, of: str) -> float:
     match = _SHARE.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"{name} {text!r} is not a share", hint="write 25% or 0.25")
     value = float(match[1]) / (100 if match[2] else 1)
     if value > 1 and not match[2]:
-        raise ConfigError(
-            f"{name} {text} means {value:.0%} of the parameters", hint=f"write {text}% or {value / 100:g}"
-        )
-    if not 0 < value < 1:
-        raise ConfigError(f"{name} {text!r} must lie between 0% and 100%, both excluded")
+        raise ConfigError(f"{name} {text} means {value:.0%} of {of}", hint=f"write {text}% or {value / 100:g}")
     return value
 
 
@@ -123,6 +150,8 @@ def goal_of(budget: Budget, geometry: Geometry) -> Goal:
     Raises:
         BudgetError: it asks for nothing, or for more than the decoder layers hold.
     """
+    if budget.sparsity is not None:
+        return Goal(sparsity=budget.sparsity)
     if budget.blocks is not None:
         most = 2 * geometry.n_layers - 1
         if not 1 <= budget.blocks <= most:

@@ -199,7 +199,36 @@ class SetWeight(_Op):
         return f"set {self.param} of layer {self.layer}"
 
 
-Op = Annotated[DropLayers | DropSublayer | Keep | Fold | Replace | SetWeight, Field(discriminator="op")]
+class Mask(_Op):
+    """Set single weights of a parameter to zero; it keeps the shape that it has when the op's turn comes.
+
+    The tensor holds one bit per weight, 1 where the weight goes (`models.bits`).
+    """
+
+    op: Literal["mask"] = "mask"
+    layer: Index
+    param: str
+    tensor: str
+    zeros: Index
+    """How many bits are set, for readers without the tensor."""
+    of: Index
+    """Of how many weights."""
+
+    @property
+    def touched(self) -> tuple[int, ...]:
+        return (self.layer,)
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        folding.mask_weights(view, self.layer, self.param, _fetch(tensors, self.tensor))
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        return view.edited(self.layer, folding.masking(view, self.layer, self.param, _fetch(tensors, self.tensor)))
+
+    def describe(self) -> str:
+        return f"set {self.zeros / max(1, self.of):.1%} of {self.param} of layer {self.layer} to zero"
+
+
+Op = Annotated[DropLayers | DropSublayer | Keep | Fold | Replace | SetWeight | Mask, Field(discriminator="op")]
 
 
 def _fetch(tensors: Tensors, reference: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sned.canon import digest
 from sned.errors import PlanError, SnedError
 from sned.models.count import Counts, count
-from sned.plans.ops import Fold, Keep, Op, Replace, SetWeight
+from sned.plans.ops import Keep, Op
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -191,8 +191,8 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 def used_tensors(ops: Iterable[Op], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors that ops refer to, in the order of use."""
-    names = [op.tensor for op in ops if isinstance(op, Fold | Replace | SetWeight)]
-    return {name: tensors[name] for name in names}
+    names = (getattr(op, "tensor", None) for op in ops)
+    return {name: tensors[name] for name in names if name is not None}
 
 
 def merged(ops: Sequence[Op]) -> list[Op]:

@@ -124,8 +124,12 @@ class Context:
         return [board.loss(key) for key in board.keys]
 
     def put(self, label: str, tensor: torch.Tensor) -> str:
-        """Keep a tensor for the plan, in float32, and return the reference by which ops name it."""
-        kept = tensor.detach().to("cpu", torch.float32).contiguous()
+        """Keep a tensor for the plan and return the reference by which ops name it.
+
+        Of floating-point tensors those in a wider type than float32 are kept in float32.
+        """
+        dtype = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
+        kept = tensor.detach().to("cpu", dtype).contiguous()
         reference = f"{label}.{tensor_digest(kept)[:12]}"
         self.tensors[reference] = kept
         return reference
@@ -148,10 +152,10 @@ class Context:
                         self.journal.save_tensors("pass", key, sums, partial=True)
                 advance(sum(ids.numel() for ids in chunk))
 
-    def state(self, tokens: Tokens) -> list[Any]:
-        """Return what every measurement depends on besides what is measured."""
+    def state(self, tokens: Tokens | None) -> list[Any]:
+        """Return what every measurement depends on besides what is measured; without tokens, what looks at none."""
         base = [asdict(self.view.fingerprint), *self._origin, str(self.view.dtype)]
-        return [*base, tokens.digest, self.identify(self.ops)]
+        return [*base, None if tokens is None else tokens.digest, self.identify(self.ops)]
 
     def identify(self, ops: Candidate) -> list[Any]:
         """Return ops as JSON; tensors are named by their content."""

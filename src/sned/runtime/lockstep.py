@@ -1,20 +1,23 @@
 """The residual streams of all calibration batches, held while a model is walked through layer by layer.
 
-Two of them, of the model before its cuts and after, are what a repair compares. Places in the stream are numbered so
+Pruning single weights walks through one model whose layers change on the way; a repair compares two, of the model
+before its cuts and after. Places in the stream are numbered so
 that both models share them: `2 * layer` enters a layer, `2 * layer + 1` has its attention added. May import `sweep`.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from sned.models.folding import output_projection
 from sned.runtime.sweep import Sweep, contributions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
+    from torch import nn
 
     from sned.models.family import Sublayer
     from sned.models.view import View
@@ -56,6 +59,32 @@ class Stream:
                 yield received.pop(), between if which == "attn" else after
         finally:
             handle.remove()
+
+    def inputs(self, layer: int, modules: Sequence[str], *, stay: bool) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield, batch by batch, what some modules of a layer receive, by name.
+
+        With `stay` the stream is left where it is, so that the layer may change before it is passed; otherwise what
+        leaves the layer now is what enters the next one.
+        """
+        self._advance(layer)
+        received: dict[str, torch.Tensor] = {}
+        after: list[torch.Tensor] = []
+
+        def catch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+            return lambda _module, args: received.update({name: args[0]})
+
+        with ExitStack() as stack, self.view.materialised(layer) as block:
+            for name in modules:
+                handle = block.get_submodule(name).register_forward_pre_hook(catch(name))
+                stack.callback(handle.remove)
+            for hidden in self._batches:
+                left = self._sweep.step(layer, hidden)
+                if not stay:
+                    after.append(left)
+                yield dict(received)
+                received.clear()
+        if not stay:
+            self._after = after
 
     def _advance(self, layer: int) -> None:
         """Move the stream to where it enters a layer."""

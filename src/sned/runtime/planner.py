@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from sned.errors import ConfigError
 from sned.models.count import count
+from sned.models.matrices import all_matrices
 from sned.plans.budget import BUDGET_FLAGS, Budget, goal_of, layers_to_remove
 from sned.plans.plan import Base, Plan, Size, Stage, merged, used_tensors
 from sned.progress import SILENT, Progress
 from sned.runtime.context import Context
 from sned.runtime.journal import Journal
+from sned.runtime.quotas import require_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,14 +79,14 @@ def make_plan(
     )
 
 
-def check_kind(method: Method, budget: Budget) -> Budget:
-    """Return the budget, or where the user gave none, what the method proposes.
+def check_kind(method: Method, budget: Budget, options: Mapping[str, Any]) -> Budget:
+    """Return the budget, or where the user gave none, what the method proposes with these options.
 
     Raises:
         ConfigError: there is no budget, or not of a kind that the method takes.
     """
-    if budget.kind is None and method.default_layers is not None:
-        budget = Budget(layers=method.default_layers)
+    if budget.kind is None:
+        budget = method.proposed_budget(options)
     accepted = " or ".join(BUDGET_FLAGS[kind] for kind in method.budgets)
     if budget.kind is None:
         raise ConfigError("no budget is given", hint=f"use {accepted}")
@@ -100,9 +102,11 @@ def check_budget(view: View, method: Method, budget: Budget, options: Mapping[st
         BudgetError: so much cannot be removed.
         ConfigError: there is no budget, or not of a kind that the method takes.
     """
-    budget = check_kind(method, budget)
+    budget = check_kind(method, budget, options)
     if "layers" in method.budgets:
         return Budget(layers=layers_to_remove(budget, view.geometry, _removable(view, options)))
+    if "sparsity" in method.budgets:
+        require_pattern(all_matrices(view), budget.sparsity or 0.0, str(options.get("pattern", "")))
     goal_of(budget, view.geometry)
     return budget
 

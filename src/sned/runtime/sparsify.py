@@ -1,0 +1,159 @@
+"""Setting single weights to zero, layer after layer, each on what the pruned layers before it compute.
+
+The loop of every method that prunes weights: an allocator says how many, a sparsifier which. May import its
+neighbours in `runtime`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sned.errors import SnedError
+from sned.models.bits import pack, unpack
+from sned.models.matrices import all_matrices
+from sned.plans.ops import Mask, SetWeight
+from sned.runtime.allocator import Task, read_allocator
+from sned.runtime.inputs import gather
+from sned.runtime.lockstep import Stream
+from sned.runtime.quotas import quotas, require_room
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from sned.models.matrices import Matrix
+    from sned.models.view import View
+    from sned.models.weights import Edit, Weights
+    from sned.plans.budget import Goal
+    from sned.plans.ops import Op
+    from sned.runtime.context import Context
+    from sned.runtime.inputs import Inputs
+    from sned.runtime.sparsifier import Outcome, Sparsifier
+    from sned.score.quota import Quota
+
+Kept = dict[str, torch.Tensor]
+"""What became of a layer, as the journal keeps it: by parameter, packed bits (uint8) or new values."""
+
+
+def sparsify(ctx: Context, goal: Goal, sparsifier: Sparsifier, *, pattern: str, allocate: str) -> Iterator[Op]:
+    """Yield the ops that set the share of weights to zero that the goal asks for.
+
+    Raises:
+        BudgetError: bounds or pattern cannot meet the sparsity.
+        ConfigError: pattern, allocator and matrices do not go together.
+        NumericalError: a weight or an activation is not finite; the layer is named.
+    """
+    allocator, options = read_allocator(allocate)
+    if allocator.name != "uniform":
+        require_room(goal.sparsity)
+    task = Task(all_matrices(ctx.view), goal.sparsity, pattern, sparsifier)
+    wanted = quotas(task.matrices, allocator.run(ctx, task, **options), goal.sparsity, pattern)
+    yield from carry_out(ctx, task, wanted)
+
+
+def carry_out(ctx: Context, task: Task, wanted: Mapping[str, Quota]) -> Iterator[Op]:
+    """Yield the ops that prune every matrix to its quota, from the first layer to the last."""
+    tokens = ctx.calibration if task.sparsifier.needs != "nothing" else None
+    ids = torch.zeros(1, 1, dtype=torch.int64) if tokens is None else tokens.ids
+    stream = Stream(ctx.view, ids, ctx.cost)
+    rows = ctx.scores.setdefault("sparsity", [])
+    with ctx.progress.task("prune weights", len(task.layers) * ids.numel()) as advance:
+        for layer in task.layers:
+            matrices = task.of(layer)
+            key = [*ctx.state(tokens), task.sparsifier.name, [wanted[m.name].label for m in matrices]]
+            kept = ctx.journal.load_tensors("sparse", key)
+            if kept is None:
+                inputs = gather(stream, layer, matrices, task.sparsifier.needs, advance)
+                kept = _prune(ctx.view, layer, matrices, inputs, wanted, task.sparsifier)
+                ctx.journal.save_tensors("sparse", key, kept)
+            else:
+                advance(ids.numel())
+            if tokens is None:
+                advance(1)
+            rows += _rows(ctx, matrices, kept.pop("facts"))
+            yield from _ops(ctx, layer, kept)
+
+
+def prune_layer(
+    view: View,
+    layer: int,
+    matrices: Sequence[Matrix],
+    inputs: Mapping[str, Inputs],
+    wanted: Mapping[str, Quota],
+    sparsifier: Sparsifier,
+) -> Iterator[tuple[Matrix, torch.Tensor, Outcome]]:
+    """Yield each matrix of a layer, as it is in float32, and what becomes of it.
+
+    Raises:
+        NumericalError: a weight or a score is not finite; layer and matrix are named.
+    """
+    with view.materialised(layer) as block:
+        for matrix in matrices:
+            weight = matrix.read(block.get_parameter(matrix.param).detach()).float()
+            try:
+                outcome = sparsifier.prune(weight, inputs.get(matrix.module), wanted[matrix.name])
+            except SnedError as error:
+                raise type(error)(f"{matrix.name}: {error.args[0]}", hint=error.hint) from error
+            yield matrix, weight, outcome
+
+
+def editing(pruned: Sequence[tuple[Matrix, torch.Tensor, Outcome]]) -> Edit:
+    """Return the edit that makes matrices of one layer what became of them."""
+
+    def change(weights: Weights) -> None:
+        for param in dict.fromkeys(matrix.param for matrix, _, _ in pruned):
+            new = weights[param].clone()
+            for matrix, weight, outcome in pruned:
+                if matrix.param == param:
+                    values = weight if outcome.weight is None else outcome.weight
+                    matrix.write(new, values.masked_fill(outcome.gone, 0.0).to(new))
+            weights[param] = new
+
+    return change
+
+
+def _prune(
+    view: View,
+    layer: int,
+    matrices: Sequence[Matrix],
+    inputs: Mapping[str, Inputs],
+    wanted: Mapping[str, Quota],
+    sparsifier: Sparsifier,
+) -> Kept:
+    """Prune a layer's matrices, and return by parameter what the journal keeps; `facts` are a row for each matrix."""
+    kept: Kept = {}
+    masks: Kept = {}
+    facts: list[list[float]] = []
+    params = dict(view.layer(layer).named_parameters())
+    for matrix, weight, outcome in prune_layer(view, layer, matrices, inputs, wanted, sparsifier):
+        like = params[matrix.param]
+        facts.append([int((weight == 0).sum()), -1.0 if outcome.damping is None else outcome.damping])
+        gone = masks.setdefault(matrix.param, torch.zeros(like.shape, dtype=torch.bool))
+        matrix.write(gone, outcome.gone.cpu())
+        if outcome.weight is not None:
+            values = kept.setdefault(matrix.param, torch.zeros(like.shape, dtype=view.dtype))
+            matrix.write(values, (outcome.weight + 0.0).to("cpu", view.dtype))
+    packed = {param: pack(gone) for param, gone in masks.items() if param not in kept}
+    return kept | packed | {"facts": torch.tensor(facts, dtype=torch.float64)}
+
+
+def _rows(ctx: Context, matrices: Sequence[Matrix], facts: torch.Tensor) -> Iterator[dict[str, Any]]:
+    """Yield what the plan says of each matrix, and warn where a Hessian could not be used."""
+    for matrix, (before, damping) in zip(matrices, facts.tolist(), strict=True):
+        if damping < 0:
+            ctx.progress.warn(f"{matrix.name}: its Hessian could not be factored, so only its diagonal was used")
+        yield {"matrix": matrix.name, "of": matrix.size, "zero_before": int(before), "damping": damping}
+
+
+def _ops(ctx: Context, layer: int, kept: Kept) -> Iterator[Op]:
+    """Yield an op for each parameter, in the order of the layer."""
+    shapes = {name: param.shape for name, param in ctx.view.layer(layer).named_parameters()}
+    for param in [name for name in shapes if name in kept]:
+        tensor = kept[param]
+        reference = ctx.put(f"{layer}.{param}", tensor)
+        if tensor.dtype == torch.uint8:
+            zeros = int(unpack(tensor, shapes[param]).sum())
+            yield Mask(layer=layer, param=param, tensor=reference, zeros=zeros, of=shapes[param].numel())
+        else:
+            yield SetWeight(layer=layer, param=param, tensor=reference)
