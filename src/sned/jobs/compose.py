@@ -19,6 +19,8 @@ from sned.plans.diff import layer_states
 from sned.report.schema import Report
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sned.checkpoint.model import Model
     from sned.checkpoint.verify import Verification
     from sned.data.tokens import Tokens
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sned.jobs.session import Session
     from sned.models.geometry import Geometry
     from sned.models.view import View
+    from sned.models.zeros import Zeros
     from sned.plans.diff import LayerState
     from sned.plans.plan import Plan, Stage
 
@@ -104,6 +107,34 @@ def of_plan(plan: Plan, geometry: Geometry) -> dict[str, Any]:
         names = ("layer", "which", "ridge", "left")
         blocks["repair"] = [{name: row[name] for name in names} for row in refits]
     return blocks
+
+
+def of_zeros(plan: Plan, stage: Stage, counted: Sequence[Zeros], width: int) -> dict[str, Any]:
+    """Return the sparsity block: what is zero in every matrix, and how that was decided.
+
+    Args:
+        plan: The plan.
+        stage: The last stage that set weights to zero.
+        counted: What is zero in the pruned model.
+        width: Bytes of a weight.
+    """
+    rows = stage.scores["sparsity"]
+    zeros, of = sum(row.zeros for row in counted), sum(row.of for row in counted)
+    packed = sum(-(-row.of // 8) + (row.of - row.zeros) * width for row in counted)
+    return {
+        "zeros": zeros,
+        "of": of,
+        "ratio": zeros / of,
+        "ratio_of_all": zeros / plan.pruned.params,
+        "target": stage.options["sparsity"],
+        "zero_before": sum(row["zero_before"] for row in rows),
+        "diagonal": [row["matrix"] for row in rows if row["damping"] < 0],
+        "matrices": [
+            {"layer": row.matrix.layer, "role": row.matrix.role, "zeros": row.zeros, "of": row.of} for row in counted
+        ],
+        "allocation": stage.scores.get("allocation"),
+        "packed_ratio": packed / (of * width),
+    }
 
 
 def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]:

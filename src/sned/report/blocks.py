@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(ge=0.0)]
@@ -225,6 +225,30 @@ class Evolution(Block):
     judged: Count = Field(description="models judged in all")
     chosen: Judged = Field(description="the one with the least loss of those that remove enough")
     front: list[Judged] = Field(description="those that no other beats in both, fewest parameters first")
+
+
+class MatrixZeros(Block):
+    """One weight matrix of a decoder layer, and how many of its weights are zero."""
+
+    layer: Count
+    role: Literal["q", "k", "v", "o", "gate", "up", "down"]
+    zeros: Count
+    of: Count
+
+
+class Sparsity(Block):
+    """Which weights were set to zero; the model has as many parameters as before."""
+
+    zeros: Count = Field(description="in the matrices of the decoder layers")
+    of: Count = Field(description="weights of those matrices")
+    ratio: Positive = Field(description="zeros / of")
+    ratio_of_all: Positive = Field(description="zeros / all parameters of the model")
+    target: Positive = Field(description="the ratio that was asked for")
+    zero_before: Count = Field(description="zeros that the matrices held already; they count")
+    diagonal: list[str] = Field(description="matrices whose Hessian could not be factored: its diagonal was used")
+    matrices: list[MatrixZeros]
+    allocation: dict[str, JsonValue] | None = Field(None, description="what the allocator decided by")
+    packed_ratio: Positive = Field(description="size of these matrices as bit masks and values, to their size as saved")
 
 
 class Repair(Block):

@@ -26,6 +26,7 @@ from sned.report.blocks import (
     Layer,
     LayerState,
     Loss,
+    MatrixZeros,
     Model,
     Pair,
     Params,
@@ -38,6 +39,7 @@ from sned.report.blocks import (
     Sample,
     Search,
     Seconds,
+    Sparsity,
     Speed,
     Step,
     Text,
@@ -59,6 +61,7 @@ __all__ = [
     "Layer",
     "LayerState",
     "Loss",
+    "MatrixZeros",
     "Model",
     "Pair",
     "Params",
@@ -72,6 +75,7 @@ __all__ = [
     "Sample",
     "Search",
     "Seconds",
+    "Sparsity",
     "Speed",
     "Step",
     "Text",
@@ -113,6 +117,7 @@ class Report(Block):
     search: Search | None = None
     evolution: Evolution | None = None
     repair: list[Repair] | None = None
+    sparsity: Sparsity | None = None
     baselines: list[Baseline] = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)

@@ -84,11 +84,12 @@ def read_allocator(text: str) -> tuple[Allocator, dict[str, Any]]:
     given: dict[str, str] = {}
     for setting in filter(None, settings.split(",")):
         key, equals, value = setting.partition("=")
-        if not equals or key.strip() in given:
+        key = key.strip().replace("-", "_")
+        if not equals or key in given:
             raise ConfigError(
                 f"allocate={text!r}: {setting!r} is not key=value, or given twice", hint="such as owl:multiple=3"
             )
-        given[key.strip().replace("-", "_")] = value.strip()
+        given[key] = value.strip()
     return found, found.parse(given)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sned.models.matrices import Matrix
 
 MOST = 0.99
-"""No allocator may empty more of a matrix."""
+"""No allocator may empty more of a matrix; of an n:m pattern it leaves one weight in each run."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _runs(matrices: Sequence[Matrix], shares: Shares, sparsity: float, keep: int
     sizes = torch.tensor([sum(matrix.size for matrix in members[layer]) for layer in layers])
     raw = torch.tensor([_mean_share(members[layer], shares.matrices) for layer in layers], dtype=torch.float64)
     total = int(sizes.sum()) // m * (m - keep)
-    zeros = choose_zeros_of_m(project(raw, sizes, sparsity, 0.0, MOST), sizes, m, total)
+    zeros = choose_zeros_of_m(project(raw, sizes, sparsity, 0.0, MOST), sizes, m, total, m - 1)
     return {
         matrix.name: RunQuota(m - int(z), m, matrix.size)
         for layer, z in zip(layers, zeros, strict=True)

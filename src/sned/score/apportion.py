@@ -85,7 +85,9 @@ def apportion(shares: torch.Tensor, sizes: torch.Tensor, total: int) -> torch.Te
     return counts
 
 
-def choose_zeros_of_m(raw: torch.Tensor, sizes: torch.Tensor, m: int, total: int) -> torch.Tensor:
+def choose_zeros_of_m(
+    raw: torch.Tensor, sizes: torch.Tensor, m: int, total: int, most: int | None = None
+) -> torch.Tensor:
     """Choose how many of every `m` weights go in each block so that exactly `total` go, `[k]`, int64.
 
     Of all such choices `z` it is one with the least `Σ size (z / m - raw)²`: within blocks of one size the cheapest
@@ -97,6 +99,7 @@ def choose_zeros_of_m(raw: torch.Tensor, sizes: torch.Tensor, m: int, total: int
         sizes: Weights of each block, `[k]`, int64, divisible by `m`.
         m: Length of a run of weights.
         total: Weights that go.
+        most: How many of every `m` may go; all, unless told otherwise.
 
     Raises:
         BudgetError: no choice gives `total`, or the sizes have too little in common to tell.
@@ -109,7 +112,8 @@ def choose_zeros_of_m(raw: torch.Tensor, sizes: torch.Tensor, m: int, total: int
     widths = [int(sizes[blocks[0]]) // m // unit for blocks in groups]
     # a total that can be reached lies at most one step above any other total
     end = min(max(total, 0) // unit + max(widths), int(sizes.sum()) // unit)
-    steps = [_cheapest_steps(raw[blocks], width, m) for blocks, width in zip(groups, widths, strict=True)]
+    limit = m if most is None else most
+    steps = [_cheapest_steps(raw[blocks], width, m, limit) for blocks, width in zip(groups, widths, strict=True)]
     reached, picks = _programme(widths, [costs for _, costs in steps], end)
     state = int(reached[(reached * unit - total).abs().argmin()])
     if state * unit != total:
@@ -122,15 +126,15 @@ def choose_zeros_of_m(raw: torch.Tensor, sizes: torch.Tensor, m: int, total: int
     return zeros
 
 
-def _cheapest_steps(raw: torch.Tensor, width: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which block of one size takes each next step, `[k m]`, and the cost of any number of steps, `[k m + 1]`.
+def _cheapest_steps(raw: torch.Tensor, width: int, m: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which block of one size takes each next step, `[n]`, and the cost of any number of steps, `[n + 1]`.
 
-    The steps of one block cost ever more, so that the cheapest of all never skip one.
+    There are `most` steps for each block. Those of one block cost ever more, so that the cheapest of all never skip one.
     """
-    taken = torch.arange(m, dtype=torch.float64)
+    taken = torch.arange(most, dtype=torch.float64)
     each = width * ((2 * taken + 1) / m**2 - 2 * raw[:, None] / m)
     ascending, order = each.flatten().sort(stable=True)
-    return order // m, torch.nn.functional.pad(ascending.cumsum(0), (1, 0))
+    return order // most, torch.nn.functional.pad(ascending.cumsum(0), (1, 0))
 
 
 def _programme(widths: list[int], costs: list[torch.Tensor], end: int) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -15,7 +15,8 @@ def lowest_of_valley(n: int, value: Callable[[int, float], float]) -> tuple[int,
     """Return the index of the lowest of `n` values, the first of equal ones, and the values that were asked for.
 
     The lowest so far is closed in from both sides, in steps of the golden section. If the values that came back do
-    not fall and then rise, all are asked for: the shortcut holds for a valley only.
+    not fall and then rise, or several are the lowest, all are asked for: on level ground nothing says which way is
+    down.
 
     Args:
         n: How many there are, at least one.
@@ -51,7 +52,8 @@ def _lowest(known: dict[int, float]) -> int:
 
 
 def _is_valley(values: list[float]) -> bool:
-    """Tell whether values fall and then rise; ones that were given up stand as infinitely large."""
+    """Tell whether values fall to one that is the lowest, and then rise; ones given up stand as infinitely large."""
     lowest = values.index(min(values))
     falling, rising = values[: lowest + 1], values[lowest:]
-    return falling == sorted(falling, reverse=True) and rising == sorted(rising)
+    alone = values.count(values[lowest]) == 1
+    return alone and falling == sorted(falling, reverse=True) and rising == sorted(rising)
