@@ -159,10 +159,10 @@ def cost(zeros: list[int], raw: list[float], sizes: list[int], m: int) -> float:
     return sum(n * (z / m - r) ** 2 for z, r, n in zip(zeros, raw, sizes, strict=True))
 
 
-def all_ways(raw: list[float], sizes: list[int], m: int) -> dict[int, float]:
+def all_ways(raw: list[float], sizes: list[int], m: int, most: int | None = None) -> dict[int, float]:
     """The least cost of every total that can be reached."""
     least: dict[int, float] = {}
-    for way in itertools.product(range(m + 1), repeat=len(raw)):
+    for way in itertools.product(range((m if most is None else most) + 1), repeat=len(raw)):
         total = sum(z * n // m for z, n in zip(way, sizes, strict=True))
         least[total] = min(least.get(total, math.inf), cost(list(way), raw, sizes, m))
     return least
@@ -181,6 +181,18 @@ class TestZerosOfM:
             assert min(got.tolist()) >= 0
             assert max(got.tolist()) <= m
             assert cost(got.tolist(), raw, sizes, m) == pytest.approx(least, rel=1e-9)
+
+    @pytest.mark.parametrize("units", [(6, 6, 6, 6), (3, 1, 8, 8), (7, 5, 11, 5)])
+    @pytest.mark.parametrize("most", [1, 3])
+    def test_no_block_loses_more_than_it_may(self, units: tuple[int, ...], most: int) -> None:
+        raw, sizes = [0.1, 0.2, 1.4, 1.3], [4 * unit for unit in units]
+        reachable = all_ways(raw, sizes, 4, most)
+        for total, least in reachable.items():
+            got = choose_zeros_of_m(shares_of(*raw), sizes_of(*sizes), 4, total, most)
+            assert max(got.tolist()) <= most
+            assert cost(got.tolist(), raw, sizes, 4) == pytest.approx(least, rel=1e-9)
+        with pytest.raises(BudgetError, match=f"the closest is {max(reachable)}$"):
+            choose_zeros_of_m(shares_of(*raw), sizes_of(*sizes), 4, max(reachable) + 1, most)
 
     @pytest.mark.parametrize("units", [(6, 6, 6), (3, 9, 12), (7, 12, 31), (50,)])
     def test_a_total_out_of_reach_names_the_closest(self, units: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from sned.errors import ConfigError, NumericalError
 from sned.models.bits import pack, unpack
-from sned.score.masks import matrix_lowest, n_of_m, rows_lowest
+from sned.score.masks import lowest_counts, matrix_lowest, n_of_m, rows_lowest
 
 SHAPES = [(1, 1), (1, 12), (5, 8), (7, 4), (16, 20)]
 shapes = pytest.mark.parametrize("shape", SHAPES)
@@ -103,6 +103,43 @@ def test_a_score_that_is_nan_is_told() -> None:
     ):
         with pytest.raises(NumericalError, match="a score is NaN"):
             mark()
+
+
+def counted(matrices: list[torch.Tensor], count: int) -> list[int]:
+    """Sort all scores of all matrices, and see where the lowest came from."""
+    owners = [i for i, scores in enumerate(matrices) for _ in range(scores.numel())]
+    scores = [score for matrix in matrices for score in matrix.flatten().tolist()]
+    lowest = sorted(range(len(scores)), key=lambda i: (scores[i], i))[:count]
+    return [sum(owners[i] == number for i in lowest) for number in range(len(matrices))]
+
+
+def near_ties() -> list[torch.Tensor]:
+    """Scores of which many share their first 16 bits, and differ in the others."""
+    return [1 + draw((7, 9), 40, seed) * 2**-21 for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    "matrices",
+    [
+        [draw((6, 7), None, seed).abs() for seed in range(4)],
+        [draw((5, 4 + seed), 3, seed) for seed in range(4)],
+        [torch.zeros(3, 4), draw((4, 4), 2), torch.zeros(2, 5)],
+        near_ties(),
+        [draw((6, 10), 3).T, draw((4, 4)).abs() * 1e-42, torch.full((2, 3), torch.inf), torch.full((1, 2), 3e38)],
+        [draw((8, 8)).bfloat16().float().abs(), torch.zeros(0, 3), draw((8, 8), 4)],
+        [torch.ones(1, 1)],
+    ],
+    ids=["random", "ties", "zeros", "near ties", "extremes", "coarse", "one"],
+)
+def test_the_lowest_of_all_are_counted_by_matrix(matrices: list[torch.Tensor]) -> None:
+    n = sum(scores.numel() for scores in matrices)
+    for count in range(n + 1):
+        assert lowest_counts(lambda: matrices, count) == counted(matrices, count)
+
+
+def test_a_score_that_is_nan_is_told_of_all_matrices() -> None:
+    with pytest.raises(NumericalError, match="a score is NaN"):
+        lowest_counts(lambda: [torch.ones(2, 2), torch.tensor([[1.0, torch.nan]])], 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 8), (3, 3), (5, 16), (7, 9), (2, 3, 5), (0, 4)])

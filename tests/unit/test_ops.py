@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace, SetWeight
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Mask, Op, Replace, SetWeight
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Op)
 
@@ -38,6 +38,11 @@ EXAMPLES = [
         SetWeight(layer=7, param="mlp.down_proj.weight", tensor="w.3d"),
         {"op": "set_weight", "layer": 7, "param": "mlp.down_proj.weight", "tensor": "w.3d"},
         "set mlp.down_proj.weight of layer 7",
+    ),
+    (
+        Mask(layer=7, param="mlp.down_proj.weight", tensor="m.3d", zeros=25, of=200),
+        {"op": "mask", "layer": 7, "param": "mlp.down_proj.weight", "tensor": "m.3d", "zeros": 25, "of": 200},
+        "set 12.5% of mlp.down_proj.weight of layer 7 to zero",
     ),
 ]
 

@@ -44,7 +44,7 @@ def alphapruning(
         for layer in task.layers:
             with ctx.view.materialised(layer) as block:
                 for matrix in task.of(layer):
-                    weight = matrix.read(block.get_parameter(matrix.param).detach())
+                    weight = matrix.of(block)
                     key = [*ctx.state(None), matrix.name, estimator, windows]
                     exponents[matrix.name] = ctx.journal.recall(
                         "spectrum", key, lambda weight=weight: _exponent(weight, estimator, windows=windows)

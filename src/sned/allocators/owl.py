@@ -61,5 +61,5 @@ def owl(
 
 def _ratio(ctx: Context, layer: int, matrices: list[Matrix], inputs: dict[str, Inputs], multiple: float) -> float:
     with ctx.view.materialised(layer) as block:
-        weights = {matrix: matrix.read(block.get_parameter(matrix.param).detach()) for matrix in matrices}
+        weights = {matrix: matrix.of(block) for matrix in matrices}
         return outlier_ratio([wanda(w, inputs[m.module].norm) for m, w in weights.items()], multiple)

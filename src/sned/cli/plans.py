@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from sned.cli import sparse
 from sned.cli.tables import facts, table
 from sned.report import numbers
 from sned.report.facts import spell_cut
@@ -53,10 +54,16 @@ def parts(plan: Plan) -> list[RenderableType]:
     from sned.plans.diff import layer_states
 
     shown: list[RenderableType] = [facts(_identity(plan)), "", strip(layer_states(plan)), ""]
-    described = [(str(n), op.op, op.describe()) for n, op in enumerate(plan.ops)]
-    shown += [table(("op", "kind", "what it does"), described, left=(1, 2)), "", sizes(plan.dense, plan.pruned)]
+    first = 0
     for stage in plan.stages:
-        shown += [*_reasons(stage.scores), *_steps(stage.scores, plan.dense.params)]
+        # what is done to single weights is told by layer below, not op by op
+        told = [] if "sparsity" in stage.scores else stage.ops
+        described = [(str(n), op.op, op.describe()) for n, op in enumerate(told, first)]
+        shown += [table(("op", "kind", "what it does"), described, left=(1, 2)), ""] if described else []
+        first += len(stage.ops)
+    shown.append(sizes(plan.dense, plan.pruned))
+    for stage in plan.stages:
+        shown += [*_reasons(stage.scores), *_steps(stage.scores, plan.dense.params), *sparse.zeros(stage.scores)]
     return shown
 
 
@@ -101,7 +108,7 @@ def differences(first: Plan, second: Plan, names: tuple[str, str]) -> list[Rende
     else:
         same = first.digest == second.digest
         shown.append("They are the same plan." if same else "They treat every layer alike.")
-    return [*shown, "", _side_by_side(first.pruned, second.pruned, names)]
+    return [*shown, *sparse.overlap_table(first, second, names), "", _side_by_side(first.pruned, second.pruned, names)]
 
 
 def layer_differences(first: Plan, second: Plan) -> list[dict[str, str]] | None:
@@ -122,7 +129,7 @@ def forecast(expected: Mapping[str, Any]) -> RenderableType:
         ("Model", expected["model"] + (", read layer by layer from disk" if expected["streamed"] else "")),
         ("Method", expected["method"]),
         ("Steps", " → ".join(expected["steps"])),
-        ("To remove", _amount(**expected["remove"])),
+        ("To set to zero" if expected["remove"]["what"] == "weights" else "To remove", _amount(**expected["remove"])),
         *([("Search", tried)] if expected["trials"] else []),
         ("Calibration", f"{numbers.grouped(expected['calibration_tokens'])} tokens"),
         ("Evaluation", f"{numbers.grouped(expected['evaluation_tokens'])} tokens"),
@@ -134,8 +141,8 @@ def forecast(expected: Mapping[str, Any]) -> RenderableType:
 
 
 def _amount(what: str, count: int, of: int) -> str:
-    if what == "parameters":
-        return f"{numbers.count(count)} of {numbers.count(of)} parameters"
+    if what in ("parameters", "weights"):
+        return f"{numbers.count(count)} of {numbers.count(of)} {what}"
     return f"{count} of {of} {'attentions and MLPs' if what == 'blocks' else what}"
 
 

@@ -17,6 +17,7 @@ from sned.plans.budget import Budget
 from sned.plans.ops import DropSublayer, Keep
 from sned.plans.twin import random_twin
 from sned.runtime.method import find_method
+from sned.score.quota import parse_n_of_m
 
 if TYPE_CHECKING:
     from sned.checkpoint.model import Model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sned.models.view import View
     from sned.plans.plan import Plan
     from sned.runtime.journal import Journal
+    from sned.runtime.method import Method
 
 TWIN = "random (same shape)"
 
@@ -57,16 +59,24 @@ class Comparisons:
 
     def _method(self, name: str, calibration: Tokens | None) -> dict[str, Any]:
         request, method = self._request, find_method(name)
-        if method.needs_tokens and calibration is None:
+        given = self._shared_options(method)
+        if calibration is None and method.reads_text(method.parse(given)):
             calibration = read_text(self._dense, request.calibration, method.calibration_tokens, seed=request.seed)
-        plain, note = replace(request, options={}), ""
+        plain, note = replace(request, options=given), ""
         if request.budget.kind not in method.budgets:
             share = self._share(self._plan.pruned.params)
+            if request.budget.sparsity is not None or "sparsity" in method.budgets:
+                raise PlanError("zeros among the weights and parameters removed are not the same budget")
             plain, note = replace(plain, budget=same_size(self._plan)), f"asked to remove {share:.1%}"
         view = self._dense.view.fork()
         beside = Session(self._session.progress)
         plan = run_method(plain, method, view, calibration, self._journal, beside, source=self._dense.source)
         return self._row(name, view, compose.removed_layers(plan), note, plan.digest)
+
+    def _shared_options(self, method: Method) -> dict[str, Any]:
+        """Return the options that must be as in the result for the two to be comparable: an n:m pattern."""
+        pattern = str(self._request.options.get("pattern", ""))
+        return {"pattern": pattern} if parse_n_of_m(pattern) and "sparsity" in method.budgets else {}
 
     def _twin(self) -> dict[str, Any]:
         view = self._dense.view.fork()

@@ -14,7 +14,9 @@ from sned.jobs.request import EVALUATION_TOKENS, PruneRequest
 from sned.jobs.session import Recorder, Session, open_model
 from sned.models.count import branch_counts, units_counts
 from sned.models.forward import LayerRunner
+from sned.models.matrices import all_matrices
 from sned.plans.budget import Budget, Goal, goal_of
+from sned.runtime.allocator import read_allocator
 from sned.runtime.greedy import present_blocks
 from sned.runtime.planner import check_budget
 from sned.runtime.sweep import BATCH_TOKENS, STREAM_CHUNK_TOKENS
@@ -51,11 +53,14 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
     steps = ["load", "calibrate", "plan"] if method.reads_text(options) else ["load", "plan"]
     if isinstance(request, PruneRequest):
         evaluated = request.evaluation.tokens or EVALUATION_TOKENS
-        compared = 2 + len(request.baselines) + ("layers" not in method.budgets)  # a random model of the same shape
+        # where parts of layers go, also a random model of the same shape
+        compared = 2 + len(request.baselines) + (request.budget.kind in ("blocks", "remove") and "search" in options)
         steps += ["evaluate", "save", "verify", "measure speed", "report"]
     tried = trials(view, method, budget, options)
-    passes = tried * SHARED[options["search"]] if "search" in options else 1
-    searching = HELD_BYTES if "search" in options else 0
+    passes = tried * SHARED[options["search"]] if "search" in options else sweeps(options)
+    held = HELD_BYTES if "search" in options else 0
+    if budget.sparsity is not None:
+        held = memory_to_sparsify(view, tokens)
     return {
         "model": request.load.model,
         "method": method.name,
@@ -66,7 +71,7 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
         "calibration_tokens": tokens,
         "evaluation_tokens": evaluated,
         "streamed": view.streamed,
-        "memory_bytes": memory_needed(view) + searching,
+        "memory_bytes": memory_needed(view) + held,
         "memory_available_bytes": psutil.virtual_memory().available,
         "seconds": (passes * tokens + compared * evaluated) * _seconds_per_token(view),
     }
@@ -76,9 +81,28 @@ def to_remove(view: View, budget: Budget) -> dict[str, Any]:
     """Return how much of what a budget removes, and of how many."""
     if budget.layers is not None:
         return {"what": "layers", "count": budget.layers, "of": len(view.layers)}
+    if budget.sparsity is not None:
+        weights = sum(matrix.size for matrix in all_matrices(view))
+        return {"what": "weights", "count": round(budget.sparsity * weights), "of": weights}
     if budget.blocks is not None:
         return {"what": "blocks", "count": budget.blocks, "of": len(present_blocks(view))}
     return {"what": "parameters", "count": goal_of(budget, view.geometry).params, "of": view.geometry.n_params}
+
+
+def sweeps(options: Mapping[str, Any]) -> int:
+    """Return about how many times a method that does not search runs the model over its calibration text.
+
+    Layers whose weights are set to zero are run before and after; an allocator looks at the dense model first.
+    """
+    if "allocate" not in options:
+        return 1
+    return 2 + read_allocator(options["allocate"])[0].needs_tokens
+
+
+def memory_to_sparsify(view: View, tokens: int) -> int:
+    """Return the bytes of the stream of all tokens, and of the products of a layer's inputs with their factors."""
+    layer = {m.module: m.columns for m in all_matrices(view) if m.layer == next(iter(view.layers))}
+    return tokens * view.geometry.hidden * view.dtype.itemsize + 20 * sum(n * n for n in layer.values())
 
 
 def trials(view: View, method: Method, budget: Budget, options: Mapping[str, Any]) -> int:

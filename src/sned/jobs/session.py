@@ -184,7 +184,13 @@ def unfinished_work(request: PlanRequest, facts: dict[str, Any]) -> Iterator[Jou
         _require_same(json.loads(record.read_text()), known, folder)
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(known))
-    yield Journal(folder)
+    journal = Journal(folder)
+    try:
+        yield journal
+    except BaseException:
+        if journal.is_empty:  # such as after a refusal: there is nothing to go on from
+            shutil.rmtree(folder)
+        raise
     shutil.rmtree(folder)
 
 

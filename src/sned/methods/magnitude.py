@@ -82,7 +82,7 @@ def _globally(ctx: Context, task: Task) -> dict[str, Quota]:
     def weights() -> Iterator[torch.Tensor]:
         for layer in task.layers:
             with ctx.view.materialised(layer) as block:
-                yield from (importance.magnitude(m.read(block.get_parameter(m.param).detach())) for m in task.of(layer))
+                yield from (importance.magnitude(matrix.of(block)) for matrix in task.of(layer))
 
     total = round(task.sparsity * sum(matrix.size for matrix in task.matrices))
     counts = lowest_counts(weights, total)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sned.errors import UnsupportedModelError
+from sned.errors import NumericalError, UnsupportedModelError
 from sned.models.geometry import is_conv1d, path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import nn
 
     from sned.models.family import Sublayer
     from sned.models.view import View
@@ -72,6 +74,17 @@ class Matrix:
         """Return the matrix `[rows, columns]` out of what its module stores, or out of a mask of that shape."""
         whole = stored.T if self.transposed else stored
         return whole if self.part is None else whole.index_select(0, self.part.index(whole.device))
+
+    def of(self, block: nn.Module) -> torch.Tensor:
+        """Return the matrix `[rows, columns]` that its layer, whose weights are in memory, has.
+
+        Raises:
+            NumericalError: it holds NaN or infinity.
+        """
+        weight = self.read(block.get_parameter(self.param).detach())
+        if not torch.isfinite(weight).all():
+            raise NumericalError(f"{self.name} holds NaN or infinity", hint="see whether the checkpoint is damaged")
+        return weight
 
     def write(self, stored: torch.Tensor, values: torch.Tensor) -> None:
         """Put a matrix `[rows, columns]` where `read` takes it from."""

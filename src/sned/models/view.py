@@ -59,6 +59,7 @@ class View:
         layers: Present decoder layers by base index, in order.
         alive: Units still present, by axis name; base unit numbers, ascending.
         skipped: Layers that are passed over for the duration of a trial.
+        changed: Layers whose tensors are not those of the base any more, present or not.
 
     Raises:
         UnsupportedModelError: the family is unknown and `trust_inferred` is false.
@@ -73,6 +74,7 @@ class View:
         self.geometry = measure(model, self.family, self.layers)
         self.alive = {name: tuple(range(axis.size)) for name, axis in self.geometry.axes.items()}
         self.skipped: frozenset[int] = frozenset()
+        self.changed: frozenset[int] = frozenset()
         self._source = source
         self._history: dict[int, list[Edit]] = {i: [] for i in self.layers}
         weights = sample_weights(self.layers, source)
@@ -210,6 +212,7 @@ class View:
 
         A change of values only (`structural` false) is not run on weights that are absent.
         """
+        self.changed |= {index}
         if self._source is not None:
             self._history[index].append(change)
         if structural or self._source is None:
@@ -256,6 +259,7 @@ class View:
             weights.clear()
             weights.update(tensors)
 
+        self.changed |= {index}
         self._history[index] = [change]
 
     def move_mlp(self, giver: int, taker: int) -> None:
@@ -270,6 +274,7 @@ class View:
         axis = replace(self.geometry.axes[old], name=new, layer=taker)
         self.geometry = replace(self.geometry, axes={**self.geometry.axes, new: axis})
         self.alive[new] = self.alive.pop(old)
+        self.changed |= {taker}
         if self._source is not None:
             source, edits, inside = self._source, tuple(self._history[giver]), tuple(f"{name}." for name in names)
 

@@ -27,6 +27,8 @@ class LayerState:
     mlp_units: str = ""
     refitted: bool = False
     """Some of its weights have new values."""
+    zeros: float = 0.0
+    """Share of the weights of its matrices that were set to zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,22 @@ def layer_states(plan: Plan) -> list[LayerState]:
         if states[i].get("layer") not in ("removed", "replaced"):
             note = "; ".join(filter(None, (states[i].get("note"), "refitted")))
             states[i] |= {"note": note, "refitted": True}
+    for i, share in _zeros(plan).items():
+        if states[i].get("layer") not in ("removed", "replaced"):
+            note = "; ".join(filter(None, (states[i].get("note"), f"{share:.1%} of its weights are zero")))
+            states[i] |= {"note": note, "zeros": share}
     return [LayerState(**state) for state in states]
+
+
+def _zeros(plan: Plan) -> dict[int, float]:
+    """Return the share of weights that the last stage to do so set to zero, by layer."""
+    zeros: dict[int, int] = {}
+    of: dict[int, int] = {}
+    for row in next((s.scores["sparsity"] for s in reversed(plan.stages) if "sparsity" in s.scores), []):
+        layer = int(row["matrix"].split(".")[1])
+        zeros[layer] = zeros.get(layer, 0) + row["zeros"]
+        of[layer] = of.get(layer, 0) + row["of"]
+    return {layer: zeros[layer] / of[layer] for layer in of}
 
 
 def diff_plans(first: Plan, second: Plan) -> list[Difference]:
@@ -88,4 +105,5 @@ def _words(state: LayerState) -> str:
         return state.layer
     sublayers = (("attn", state.attn, state.attn_units), ("mlp", state.mlp, state.mlp_units))
     parts = [f"{name} {value} {units}".strip() for name, value, units in sublayers if value != "kept"]
-    return ", ".join([state.layer, *parts, *["refitted"] * state.refitted])
+    zeros = [f"{state.zeros:.1%} zero"] if state.zeros else []
+    return ", ".join([state.layer, *parts, *["refitted"] * state.refitted, *zeros])

@@ -1,4 +1,4 @@
-"""Writes the model card, ``README.md``, of a pruned checkpoint. Imports facts and numbers; yaml when called.
+"""Writes the model card, ``README.md``, of a pruned checkpoint. Imports its neighbours; yaml when called.
 
 The card states what is known and no more: what was removed, what was measured and on how little, and what
 was not looked at.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sned.report import facts, numbers
+from sned.report import facts, numbers, zeros
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,9 +67,10 @@ def render_card(report: Report, base_metadata: Mapping[str, Any], *, name: str, 
 def _intro(report: Report, name: str, base_model: str | None) -> str:
     link = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{report.model.source}`"
     text = f"# {name}\n\n{link}, pruned with `{report.method}`. {facts.verdict(report)}"
-    notes = [f"- Layer {item.layer}: {item.note}" for item in report.stack if item.note]
+    notes = [f"- Layer {layer}: {note}" for layer, note in facts.notes(report)]
+    layered = report.stack and not (report.sparsity and facts.is_whole(report.stack))
     counted = "Layers are counted from 0 in the base model; a range names both its ends."
-    return "\n\n".join(filter(None, [text, counted if report.stack else "", "\n".join(notes)]))
+    return "\n\n".join(filter(None, [text, counted if layered else "", "\n".join(notes)]))
 
 
 def _measured(report: Report) -> str:
@@ -111,8 +112,10 @@ def _limits(report: Report) -> str:
         )
     else:
         known.append("The quality of this model was not measured.")
+    if report.sparsity:
+        known.append(zeros.use(report, report.sparsity))
     known.append("Safety behaviour was not evaluated. What the base model's card warns of holds here too.")
-    known += [f"Warning while pruning: {warning}" for warning in report.warnings]
+    known += [f"Warning while pruning: {warning}" for warning in zeros.warnings(report)]
     return "## Limits\n\n" + "\n".join(f"- {item}" for item in known)
 
 

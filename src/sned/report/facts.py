@@ -1,4 +1,4 @@
-"""What a report says, in words and rows, once for page, card and terminal. Imports canon, schema, numbers.
+"""What a report says, in words and rows, once for page, card and terminal. Imports canon, schema, numbers, zeros.
 
 Layers are counted from 0 in the base model, and a range names both its ends.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sned.canon import format_span
-from sned.report import numbers
+from sned.report import numbers, zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +69,28 @@ def repaired(refits: list[Repair]) -> str:
     return f"{done}{kept}."
 
 
+def is_whole(stack: list[Layer]) -> bool:
+    """Tell whether every layer still has all of its parts, at their full width."""
+    return all(item.state == item.attention == item.mlp == "kept" for item in stack)
+
+
+def notes(report: Report) -> list[tuple[int, str]]:
+    """Return remarks on layers; where weights are zero, none on whole layers, of which a picture tells more."""
+    told = [item for item in report.stack if item.note]
+    return [(item.layer, item.note) for item in told if not (report.sparsity and is_whole([item]))]
+
+
+def planned(summary: str, shown: int = 4) -> str:
+    """Return what a plan does, cut short after so many ops if there are many more."""
+    ops = summary.split("; ")
+    return summary if len(ops) <= 2 * shown else f"{'; '.join(ops[:shown])}; and {len(ops) - shown} more"
+
+
 def removal(report: Report) -> str:
-    """Say what was taken out: ``6 of 30 layers removed (13–18)``, ``2 attentions (7, 9) removed, 2 of 60 blocks``."""
+    """Say what was taken out: ``6 of 30 layers removed (13–18)``, ``2 attentions (7, 9) removed, 2 of 60 blocks``.
+
+    Empty where nothing was, but single weights were set to zero.
+    """
     stack = report.stack
     rest = [item for item in stack if item.state not in ("removed", "replaced")]
     out = [item.layer for item in stack if item.state == "removed"]
@@ -80,7 +100,7 @@ def removal(report: Report) -> str:
         _counted("attention", [i.layer for i in rest if i.attention == "trimmed"], "narrowed"),
         _counted("MLP", [i.layer for i in rest if i.mlp == "trimmed"], "narrowed"),
     ]
-    return ", ".join(filter(None, found)) or "No layer removed"
+    return ", ".join(filter(None, found)) or ("" if report.sparsity else "No layer removed")
 
 
 def _counted(noun: str, layers: list[int], verb: str, total: int | None = None) -> str:
@@ -113,7 +133,8 @@ def verdict(report: Report) -> str:
     if params.removed:
         body = numbers.percent(params.body_removed)
         first += f": {numbers.percent(params.removed)} of all parameters, {body} of those in decoder layers"
-    sentences = [first]
+    zeroed = report.sparsity
+    sentences = [first, *((zeros.outcome(zeroed), zeros.choice(report.options)) if zeroed else ())]
     quality = report.quality
     if quality and quality.dense:
         before, after = quality.dense.perplexity, quality.pruned.perplexity
@@ -123,7 +144,7 @@ def verdict(report: Report) -> str:
         sentences.append(f"Perplexity {numbers.decimal(quality.pruned.perplexity)}")
     if report.speed:
         sentences.append(f"Decodes {numbers.decimal(report.speed.decode_ratio)} times as fast")
-    return ". ".join(sentences) + "."
+    return ". ".join(filter(None, sentences)) + "."
 
 
 def compared(report: Report, beside: Baseline) -> str:
@@ -150,7 +171,7 @@ def loading(report: Report, folder: str) -> str:
 
 def _size_rows(report: Report) -> list[Row]:
     model, params, stack = report.model, report.model.params, report.stack
-    table = []
+    table = _zero_rows(report)
     if is_partial(stack):
         for label, part in (("Attentions", "attention"), ("MLPs", "mlp")):
             left = sum(item.state != "replaced" and getattr(item, part) != "removed" for item in stack)
@@ -169,7 +190,19 @@ def _size_rows(report: Report) -> list[Row]:
         table.append(_size("Memory, with 1,024 tokens", *_both(report.memory_to_run), _bytes))
     if report.bytes_on_disk:
         table.append(_size("Weights on disk", *_both(report.bytes_on_disk), _bytes))
+    if report.sparsity:
+        ratio = numbers.times(report.sparsity.packed_ratio)
+        table.append(Row("Size", "… layers' matrices, if packed as bit masks", "", ratio, "", ""))
     return table
+
+
+def _zero_rows(report: Report) -> list[Row]:
+    found = report.sparsity
+    if found is None:
+        return []
+    exact = f"{numbers.grouped(found.zeros)} zeros"
+    shares = {"Zeros in the layers' matrices": found.ratio, "Zeros among all parameters": found.ratio_of_all}
+    return [Row("Size", label, "", numbers.percent(share), "", "", exact) for label, share in shares.items()]
 
 
 def _quality_rows(report: Report) -> list[Row]:

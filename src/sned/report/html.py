@@ -1,4 +1,4 @@
-"""Renders a report as one web page that needs nothing else: no network, no script. Imports facts, plots.
+"""Renders a report as one web page that needs nothing else: no network, no script. Imports facts, plots, zeros.
 
 Everything that a report quotes (prompts, commands, names) is escaped; only the pictures drawn here are not.
 """
@@ -10,12 +10,23 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from sned.report import evidence, facts, numbers, plots, repair_picture, search_picture, svg
+from sned.report import (
+    allocation_picture,
+    evidence,
+    facts,
+    numbers,
+    plots,
+    repair_picture,
+    search_picture,
+    svg,
+    zeros,
+    zeros_picture,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from sned.report.schema import Report
+    from sned.report.schema import Report, Sparsity
 
 STATES = {
     "kept": "kept",
@@ -24,6 +35,8 @@ STATES = {
     "trimmed": "narrowed to the filled part",
     "removed": "removed",
 }
+FEW = 7
+"""With so many layers or fewer, two pictures over layers fit beside each other."""
 _PHASES = ("load", "calibrate", "plan", "apply", "save", "verify", "evaluate")
 
 
@@ -37,7 +50,9 @@ def render(report: Report) -> str:
         sections=_sections(report),
         legend=_legend(report),
         states={item.state for item in report.stack},
-        notes=[(item.layer, item.note) for item in report.stack if item.note],
+        notes=facts.notes(report),
+        warnings=zeros.warnings(report),
+        zeroed=_zeroed(report),
         pictures=_pictures(report),
         phases=_phases(report),
         code=facts.loading(report, "path/to/this/folder"),
@@ -46,6 +61,7 @@ def render(report: Report) -> str:
         beside=[(item.method, words) for item in report.baselines if (words := facts.compared(report, item))],
         reading=search_picture.value_of,
         repaired=facts.repaired,
+        planned=facts.planned,
         cut=lambda item: facts.span(list(range(item.start, item.end))),
     )
 
@@ -75,11 +91,16 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
         "Decode, tokens/s": "Decoding speed",
     }
     found = {row.label: row for row in facts.rows(report) if row.dense}
-    return [
+    tiles = [
         (title, found[label].change, f"{found[label].dense} → {found[label].pruned}")
         for label, title in wanted.items()
         if label in found
     ]
+    if zeroed := report.sparsity:
+        size = f"{numbers.count(zeroed.zeros, 3)} of {numbers.count(zeroed.of, 3)}"
+        tiles = [tile for tile in tiles if tile[:2] != ("KV cache", "same")]
+        tiles.insert(0, ("Zeros in the layers", numbers.percent(zeroed.ratio), size))
+    return tiles
 
 
 def _sections(report: Report) -> list[tuple[str, list[facts.Row]]]:
@@ -99,8 +120,8 @@ def _pictures(report: Report) -> dict[str, Any]:
     """Draw what the report holds; a picture without data is not in the result."""
     from markupsafe import Markup
 
-    scores, drawn = report.importance, {}
-    if report.stack:
+    scores, drawn = report.importance, _zero_pictures(report)
+    if report.stack and not (report.sparsity and facts.is_whole(report.stack)):
         drawn["stack"] = plots.stack(report.stack, plots.WIDE)
         drawn["stack_narrow"] = plots.stack(report.stack, plots.NARROW)
     if scores and (scores.layers or scores.attention or scores.mlp):
@@ -118,6 +139,44 @@ def _pictures(report: Report) -> dict[str, Any]:
     if report.speed:
         drawn["speed"] = plots.speed(report.speed)
     return {key: Markup(text) for key, text in drawn.items()}  # noqa: S704 - drawn above, text in it escaped
+
+
+def _zero_pictures(report: Report) -> dict[str, Any]:
+    """Draw where the zeros are, unless they are everywhere alike, and what their allocator went by."""
+    found = report.sparsity
+    if found is None:
+        return {}
+    depth, drawn = _depth(report, found), {}
+    if found.matrices and not zeros.even(found):
+        drawn["zeros"] = zeros_picture.heat(found, depth)
+        drawn["zeros_narrow"] = zeros_picture.heat(found, depth, upright=True)
+    if known := allocation_picture.evidence(found):
+        drawn["allocation"] = allocation_picture.line(known, depth)
+        drawn["allocation_narrow"] = allocation_picture.line(known, depth, narrow=True)
+    for index, made in enumerate(allocation_picture.tries(found)):
+        drawn[f"tries{index}"] = allocation_picture.distances(made)
+    return drawn
+
+
+def _depth(report: Report, found: Sparsity) -> int:
+    """Return the number of layers of the base model, or of those that have matrices."""
+    return len(report.stack) or 1 + max((item.layer for item in found.matrices), default=0)
+
+
+def _zeroed(report: Report) -> dict[str, Any]:
+    """Return what the page says of zeros; empty if there is nothing to say."""
+    found = report.sparsity
+    if found is None:
+        return {}
+    known = allocation_picture.evidence(found)
+    return {
+        "even": zeros.even(found),
+        "few": _depth(report, found) <= FEW,
+        "use": zeros.use(report, found),
+        "allocator": str(report.options.get("allocate") or "the allocator").partition(":")[0],
+        "sense": allocation_picture.sense(known, found) if known else "",
+        "tries": [(made.among, made.words) for made in allocation_picture.tries(found)],
+    }
 
 
 def _phases(report: Report) -> list[tuple[str, float]]:

@@ -37,7 +37,7 @@ def search(found: Search, params: int) -> str:
     with svg.style("search"):
         figure = svg.canvas(width, _TOP + band + _CURVE + 44)
         axes = svg.panel(figure, _LEFT, _TOP + band, inner, _CURVE)
-        _frame(axes, shares, values, log)
+        frame(axes, shares, values, log)
         axes.set_xlim(-0.01 * max(shares), 1.01 * max(shares))
         axes.plot(shares, values, color=LIGHT["muted"], linewidth=1.4, zorder=2)
         axes.plot(shares[:1], values[:1], "o", color=LIGHT["muted"], markersize=6, zorder=3)
@@ -67,7 +67,7 @@ def front(found: Evolution, params: int) -> str:
     with svg.style("front"):
         figure = svg.canvas(_FRONT_WIDTH, _TOP + _CURVE + 44)
         axes = svg.panel(figure, _LEFT, _TOP, _FRONT_WIDTH - _LEFT - _RIGHT, _CURVE)
-        _frame(axes, shares, values, log)
+        frame(axes, shares, values, log)
         room = 0.04 * ((max(shares) - min(shares)) or 1)
         axes.set_xlim(min(shares) - 3 * room, max(shares) + room)
         axes.plot(shares[:-1], values[:-1], "o-", color=LIGHT["kept"], markersize=5, linewidth=1.4, zorder=2)
@@ -97,7 +97,7 @@ def _kind(step: Step) -> str:
     return "mlp" if "mlp" in step.cut else "attn"
 
 
-def _frame(axes: Axes, shares: list[float], values: list[float], log: bool) -> None:
+def frame(axes: Axes, shares: list[float], values: list[float], log: bool) -> None:
     """Set up the axes: few round numbers, a light grid."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 

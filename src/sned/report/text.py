@@ -1,10 +1,10 @@
-"""The before/after table for a terminal, as `sned prune` prints it. Imports facts; rich when called."""
+"""The before/after table for a terminal, as `sned prune` prints it. Imports facts, zeros; rich when called."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sned.report import facts, numbers
+from sned.report import facts, numbers, zeros
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -22,7 +22,7 @@ def summary(report: Report) -> Group:
 
     parts: list[Text | Table] = [Text(facts.verdict(report), style="bold"), Text(), _table(report), Text()]
     parts += [Text(f"{name}: {value}") for name, value in _lines(report)]
-    parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in zeros.warnings(report)]
     return Group(*parts)
 
 
@@ -57,7 +57,7 @@ def _table(report: Report) -> Table:
 
 def _lines(report: Report) -> list[tuple[str, str]]:
     """Return the remarks below the table, those that were measured."""
-    lines = []
+    lines = [("Note", zeros.use(report, report.sparsity))] if report.sparsity else []
     if report.baselines:
         beside = sorted(report.baselines, key=lambda item: item.perplexity)
         named = ", ".join(f"{item.method} {numbers.decimal(item.perplexity)}" for item in beside)

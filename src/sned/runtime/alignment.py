@@ -51,21 +51,13 @@ class Alignment:
         """
         state = [*self._ctx.state(self._tokens), self._task.sparsifier.name, self._reference]
         key = [*state, [quota.label for quota in self._quotas(shares).values()]]
-        kept = self._ctx.journal.lookup("alignment", key)
-        if kept is None:
-            kept, left = 0.0, self.work
-            for layer, before, after in self._walk(shares):
-                kept += sum(_distance(before[m.module], after[m.module]) for m in self._task.of(layer))
-                if kept > bound:
-                    break
-                left -= self._tokens.n_tokens
-                advance(self._tokens.n_tokens)
-            kept = kept if kept <= bound else float("inf")
-            self._ctx.journal.keep("alignment", key, kept)
-            advance(left)
-        else:
+        found, whole = self._ctx.journal.lookup("alignment", key) or (0.0, False)
+        if whole or found > bound:
             advance(self.work)
-        return kept
+        else:
+            found, whole = self._measure(shares, bound, advance)
+            self._ctx.journal.keep("alignment", key, [found, whole])
+        return found if found <= bound else float("inf")
 
     def drops(self, shares: Shares) -> dict[str, torch.Tensor]:
         """Return how much less the reader of each row receives with these shares, `[rows]` by matrix.
@@ -79,6 +71,18 @@ class Alignment:
                 advance(self._tokens.n_tokens)
         readers = {matrix: reader_of(self._ctx.view, matrix) for matrix in self._task.matrices}
         return {m.name: by_row(self._ctx.view, m, lost[reader]) for m, reader in readers.items() if reader is not None}
+
+    def _measure(self, shares: Shares, bound: float, advance: Callable[[int], None]) -> tuple[float, bool]:
+        """Return how far the activations move, and whether that is all of it: past the bound nobody looks further."""
+        found, left = 0.0, self.work
+        for layer, before, after in self._walk(shares):
+            found += sum(_distance(before[m.module], after[m.module]) for m in self._task.of(layer))
+            if found > bound:
+                break
+            left -= self._tokens.n_tokens
+            advance(self._tokens.n_tokens)
+        advance(left)
+        return found, found <= bound
 
     def _walk(self, shares: Shares) -> Iterator[tuple[int, Norms, Norms]]:
         """Yield every layer with what its modules receive in the dense model, or layer, and in the sparse one."""

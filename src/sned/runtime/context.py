@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from sned.errors import DataError
-from sned.models.measure import sample_weights
 from sned.plans.ops import Op
 from sned.plans.plan import tensor_digest
 from sned.progress import SILENT, Progress
@@ -166,9 +165,15 @@ def _cuts_so_far(view: View) -> list[Any]:
     """Return what tells a view from others that were cut from the same base; nothing for the base itself."""
     parts = [[i, view.is_replaced(i), view.has_branch(i, "attn"), view.has_branch(i, "mlp")] for i in view.layers]
     trimmed = {name: list(units) for name, units in view.alive.items() if len(units) < view.axis(name).size}
-    if parts == [[i, False, True, True] for i in range(view.geometry.n_layers)] and not trimmed:
+    changed = {str(i): _contents(view, i) for i in view.layers if i in view.changed}
+    if parts == [[i, False, True, True] for i in range(view.geometry.n_layers)] and not changed:
         return []
-    return [parts, trimmed, "" if view.streamed else sample_weights(view.layers, None)]
+    return [parts, trimmed, changed]
+
+
+def _contents(view: View, layer: int) -> list[str]:
+    with view.materialised(layer) as block:
+        return [tensor_digest(param) for param in block.parameters()]
 
 
 def _all_sums(statistics: Sequence[Statistic[Any]]) -> dict[str, torch.Tensor]:

@@ -33,6 +33,11 @@ class Journal:
             (folder / "done").mkdir(parents=True, exist_ok=True)
             self._values = _read_values(folder / "done" / "values.jsonl")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was kept."""
+        return self.folder is None or not any((self.folder / "done").iterdir())
+
     def recall(self, what: str, key: Any, compute: Callable[[], T]) -> T:
         """Return the JSON value kept for `key`, or compute and keep it."""
         if (kept := self.lookup(what, key)) is not None:

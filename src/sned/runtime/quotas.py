@@ -134,12 +134,18 @@ def require_pattern(matrices: Iterable[Matrix], sparsity: float, pattern: str) -
         )
 
 
-def require_room(sparsity: float) -> None:
-    """Refuse a sparsity at which shares cannot differ.
+def require_room(sparsity: float, pattern: str) -> None:
+    """Refuse a sparsity or a pattern with which shares cannot differ.
 
     Raises:
-        BudgetError: it is more than any matrix may lose.
+        BudgetError: the sparsity is more than any matrix may lose.
+        ConfigError: the pattern keeps one weight of each run, so that none may lose more.
     """
+    if (runs := parse_n_of_m(pattern)) is not None and runs[0] == 1:
+        raise ConfigError(
+            f"the pattern {pattern} leaves an allocator no room: one weight of each run has to stay",
+            hint="use --allocate uniform, or a pattern that keeps more",
+        )
     if sparsity > MOST:
         raise BudgetError(
             f"--sparsity {sparsity:g} leaves an allocator no room: at most {MOST:g} of a matrix may go",

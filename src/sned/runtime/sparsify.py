@@ -46,7 +46,7 @@ def sparsify(ctx: Context, goal: Goal, sparsifier: Sparsifier, *, pattern: str, 
     """
     allocator, options = read_allocator(allocate)
     if allocator.name != "uniform":
-        require_room(goal.sparsity)
+        require_room(goal.sparsity, pattern)
     task = Task(all_matrices(ctx.view), goal.sparsity, pattern, sparsifier)
     wanted = quotas(task.matrices, allocator.run(ctx, task, **options), goal.sparsity, pattern)
     yield from carry_out(ctx, task, wanted)
@@ -90,7 +90,7 @@ def prune_layer(
     """
     with view.materialised(layer) as block:
         for matrix in matrices:
-            weight = matrix.read(block.get_parameter(matrix.param).detach()).float()
+            weight = matrix.of(block).float()
             try:
                 outcome = sparsifier.prune(weight, inputs.get(matrix.module), wanted[matrix.name])
             except SnedError as error:
@@ -128,7 +128,8 @@ def _prune(
     params = dict(view.layer(layer).named_parameters())
     for matrix, weight, outcome in prune_layer(view, layer, matrices, inputs, wanted, sparsifier):
         like = params[matrix.param]
-        facts.append([int((weight == 0).sum()), -1.0 if outcome.damping is None else outcome.damping])
+        damping = -1.0 if outcome.damping is None else outcome.damping
+        facts.append([int(outcome.gone.sum()), int((weight == 0).sum()), damping])
         gone = masks.setdefault(matrix.param, torch.zeros(like.shape, dtype=torch.bool))
         matrix.write(gone, outcome.gone.cpu())
         if outcome.weight is not None:
@@ -140,10 +141,11 @@ def _prune(
 
 def _rows(ctx: Context, matrices: Sequence[Matrix], facts: torch.Tensor) -> Iterator[dict[str, Any]]:
     """Yield what the plan says of each matrix, and warn where a Hessian could not be used."""
-    for matrix, (before, damping) in zip(matrices, facts.tolist(), strict=True):
+    for matrix, (zeros, before, damping) in zip(matrices, facts.tolist(), strict=True):
         if damping < 0:
             ctx.progress.warn(f"{matrix.name}: its Hessian could not be factored, so only its diagonal was used")
-        yield {"matrix": matrix.name, "of": matrix.size, "zero_before": int(before), "damping": damping}
+        row = {"matrix": matrix.name, "zeros": int(zeros), "of": matrix.size}
+        yield row | {"zero_before": int(before), "damping": damping}
 
 
 def _ops(ctx: Context, layer: int, kept: Kept) -> Iterator[Op]:

@@ -129,7 +129,7 @@ def choose_zeros_of_m(
 def _cheapest_steps(raw: torch.Tensor, width: int, m: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which block of one size takes each next step, `[n]`, and the cost of any number of steps, `[n + 1]`.
 
-    There are `most` steps for each block. Those of one block cost ever more, so that the cheapest of all never skip one.
+    There are `most` steps for each block. Those of one block cost ever more, so the cheapest of all never skip one.
     """
     taken = torch.arange(most, dtype=torch.float64)
     each = width * ((2 * taken + 1) / m**2 - 2 * raw[:, None] / m)

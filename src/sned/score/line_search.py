@@ -21,7 +21,7 @@ def lowest_of_valley(n: int, value: Callable[[int, float], float]) -> tuple[int,
     Args:
         n: How many there are, at least one.
         value: Gives the value at an index. It may give up and return infinity as soon as it sees that the value is
-            larger than the bound it is given, the lowest so far.
+            larger than the bound it is given, the lowest so far; such a value does not tell whether this is a valley.
     """
     known: dict[int, float] = {}
 
@@ -52,8 +52,10 @@ def _lowest(known: dict[int, float]) -> int:
 
 
 def _is_valley(values: list[float]) -> bool:
-    """Tell whether values fall to one that is the lowest, and then rise; ones given up stand as infinitely large."""
-    lowest = values.index(min(values))
-    falling, rising = values[: lowest + 1], values[lowest:]
-    alone = values.count(values[lowest]) == 1
-    return alone and falling == sorted(falling, reverse=True) and rising == sorted(rising)
+    """Tell whether values fall to one that is the lowest, and then rise; ones that were given up say nothing."""
+    said = [value for value in values if value < math.inf]
+    if said.count(min(said, default=math.inf)) != 1:
+        return False
+    lowest = said.index(min(said))
+    falling, rising = said[: lowest + 1], said[lowest:]
+    return falling == sorted(falling, reverse=True) and rising == sorted(rising)
