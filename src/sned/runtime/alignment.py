@@ -7,7 +7,7 @@ weights are the same bits afterwards. May import its neighbours in `runtime`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -49,8 +49,7 @@ class Alignment:
         The sum over all matrices of the distance between the norms of their inputs, each relative to their sum, in
         the dense and in the sparse model, divided by the number of inputs (equation 3).
         """
-        state = [*self._ctx.state(self._tokens), self._task.sparsifier.name, self._reference]
-        key = [*state, [quota.label for quota in self._quotas(shares).values()]]
+        key = self._key(shares)
         found, whole = self._ctx.journal.lookup("alignment", key) or (0.0, False)
         if whole or found > bound:
             advance(self.work)
@@ -64,6 +63,13 @@ class Alignment:
 
         Matrices whose rows have no reader of their own, such as queries, are left out.
         """
+        kept = self._ctx.journal.load_tensors("drops", self._key(shares))
+        if kept is None:
+            kept = self._drops(shares)
+            self._ctx.journal.save_tensors("drops", self._key(shares), kept)
+        return kept
+
+    def _drops(self, shares: Shares) -> dict[str, torch.Tensor]:
         lost: dict[tuple[int, str], torch.Tensor] = {}
         with self._ctx.progress.task("see what rows lose", self.work) as advance:
             for layer, before, after in self._walk(shares):
@@ -117,6 +123,11 @@ class Alignment:
                     found = gather(stream, index, self._task.of(index), "norms", advance, stay=False)
                     self._dense[index] = _norms(found)
         return self._dense[layer]
+
+    def _key(self, shares: Shares) -> list[Any]:
+        """Return all that what is found with these shares depends on."""
+        labels = [quota.label for quota in self._quotas(shares).values()]
+        return [*self._ctx.state(self._tokens), self._task.sparsifier.name, self._reference, labels]
 
     def _quotas(self, shares: Shares) -> dict[str, Quota]:
         return quotas(self._task.matrices, shares, self._task.sparsity, self._task.pattern)

@@ -21,19 +21,17 @@ def lowest_of_valley(n: int, value: Callable[[int, float], float]) -> tuple[int,
     Args:
         n: How many there are, at least one.
         value: Gives the value at an index. It may give up and return infinity as soon as it sees that the value is
-            larger than the bound it is given, the lowest so far; such a value does not tell whether this is a valley.
+            larger than the bound it is given. While the shape is to be seen there is no bound; afterwards it is the
+            lowest so far.
     """
     known: dict[int, float] = {}
-
-    def ask(index: int) -> None:
-        known[index] = value(index, min(known.values(), default=math.inf))
-
-    ask(round(GOLDEN * (n - 1)))
-    while (following := _next(known, n)) is not None:
-        ask(following)
+    following: int | None = round(GOLDEN * (n - 1))
+    while following is not None:
+        known[following] = value(following, math.inf)
+        following = _next(known, n)
     if not _is_valley([known[i] for i in sorted(known)]):
         for index in sorted(set(range(n)) - set(known)):
-            ask(index)
+            known[index] = value(index, min(known.values()))
     return _lowest(known), known
 
 
@@ -52,10 +50,9 @@ def _lowest(known: dict[int, float]) -> int:
 
 
 def _is_valley(values: list[float]) -> bool:
-    """Tell whether values fall to one that is the lowest, and then rise; ones that were given up say nothing."""
-    said = [value for value in values if value < math.inf]
-    if said.count(min(said, default=math.inf)) != 1:
+    """Tell whether values fall to one that is the lowest, and then rise."""
+    if values.count(min(values)) != 1:
         return False
-    lowest = said.index(min(said))
-    falling, rising = said[: lowest + 1], said[lowest:]
+    lowest = values.index(min(values))
+    falling, rising = values[: lowest + 1], values[lowest:]
     return falling == sorted(falling, reverse=True) and rising == sorted(rising)
