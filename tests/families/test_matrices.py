@@ -12,7 +12,7 @@ from kit.compare import assert_differ, assert_same_logits, logits, swept
 from kit.planted import streamed_view
 from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HEADS, HIDDEN, IDS, LAYERS, family_of, make_model
 
-from sned.errors import PlanError, UnsupportedModelError
+from sned.errors import PlanError
 from sned.models.matrices import all_matrices, by_row, matrices, reader_of
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op, Replace
@@ -233,9 +233,20 @@ def test_what_is_gone_has_none(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILY_NAMES) - set(DENSE_NAMES)))
-def test_experts_are_refused(name: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="mixtures of experts"):
-        all_matrices(View(make_model(name)))
+def test_experts_are_matrices_of_their_own(name: str) -> None:
+    """Every weight of the stacked experts belongs to one matrix; the router's belong to none."""
+    view = View(make_model(name))
+    layer = next(i for i in view.layers if any(m.expert is not None for m in matrices(view, i)))
+    block, own = view.layer(layer), [m for m in matrices(view, layer) if m.expert is not None]
+    assert len({m.name for m in own}) == len(own)
+    for param in {m.param for m in own}:
+        stored = torch.zeros(block.get_parameter(param).shape)
+        for number, matrix in enumerate(m for m in own if m.param == param):
+            assert matrix.read(stored).shape == (matrix.rows, matrix.columns)
+            assert not matrix.read(stored).any(), "two matrices share a weight"
+            matrix.write(stored, torch.full((matrix.rows, matrix.columns), float(number + 1)))
+        assert stored.all(), "a weight belongs to no matrix"
+    assert not any("router" in m.param or m.param.endswith("gate.weight") for m in own)
 
 
 def some_rows(matrix: Matrix) -> torch.Tensor:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from kit.planning import plan_on
+from kit.planning import METHODS, plan_on
 from kit.tiny import make_model, tokens
 from sned.models.matrices import all_matrices
 from sned.models.view import View
 from sned.plans.ops import DropLayers
+from sned.runtime.method import find_method
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from sned.models.matrices import Matrix
 
+OF_WEIGHTS = [name for name in METHODS if "sparsity" in find_method(name).budgets]
 ALLOCATORS = ["uniform", "owl:multiple=2", "alphapruning", "neuroal", "neuroal:step=row"]
 SHARE = {"row": 0.55, "matrix": 0.55, "2:4": 0.5}
 """What tests ask of a pattern; no whole number in most rows where that is possible."""

@@ -62,4 +62,4 @@ def owl(
 def _ratio(ctx: Context, layer: int, matrices: list[Matrix], inputs: dict[str, Inputs], multiple: float) -> float:
     with ctx.view.materialised(layer) as block:
         weights = {matrix: matrix.of(block) for matrix in matrices}
-        return outlier_ratio([wanda(w, inputs[m.module].norm) for m, w in weights.items()], multiple)
+        return outlier_ratio([wanda(w, inputs[m.reads].norm) for m, w in weights.items()], multiple)

@@ -1,4 +1,4 @@
-"""The zeros of plans as a reader sees them. Imports rich; plans when called."""
+"""The zeros of plans, and those that allocators would make, as a reader sees them. Imports rich; plans when called."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sned.cli.tables import table
 from sned.report import numbers
+from sned.report import profiles as words
 from sned.report.facts import span
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ def zeros(scores: Mapping[str, Any]) -> list[RenderableType]:
         return []
     layers: dict[int, dict[str, tuple[int, int]]] = {}
     for row in rows:
-        _, layer, _, role = row["matrix"].split(".")
-        layers.setdefault(int(layer), {})[role] = row["zeros"], row["of"]
+        _, layer, _, role, *_ = row["matrix"].split(".")  # experts of a layer are taken together
+        found = layers.setdefault(int(layer), {})
+        zeros, of = found.get(role, (0, 0))
+        found[role] = zeros + row["zeros"], of + row["of"]
     roles = [role for role in ROLES if any(role in found for found in layers.values())]
     alike: dict[tuple[str, ...], list[int]] = {}
     for layer, found in layers.items():
@@ -36,6 +39,15 @@ def zeros(scores: Mapping[str, Any]) -> list[RenderableType]:
     everything = [pair for column in sums for pair in column]
     shown.append(["all", *map(_share, sums), _share(everything)])
     return ["", "Share of the weights that become zero:", table(("layer", *roles, "layer's matrices"), shown)]
+
+
+def profiles(scan: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what share of zeros every layer would get from each allocator, side by side; nothing if none was asked."""
+    found = scan["profiles"]
+    if found is None:
+        return []
+    headers = [name.replace(":", "\n", 1).replace(",", "\n") for name in found["allocators"]]
+    return ["", f"{words.lead(found)}:", table(("layer", *headers), words.rows(scan))]
 
 
 def overlap(first: Plan, second: Plan) -> list[dict[str, Any]]:

@@ -129,12 +129,21 @@ def of_zeros(plan: Plan, stage: Stage, counted: Sequence[Zeros], width: int) -> 
         "target": stage.options["sparsity"],
         "zero_before": sum(row["zero_before"] for row in rows),
         "diagonal": [row["matrix"] for row in rows if row["damping"] < 0],
-        "matrices": [
-            {"layer": row.matrix.layer, "role": row.matrix.role, "zeros": row.zeros, "of": row.of} for row in counted
-        ],
+        "matrices": _by_role(counted),
         "allocation": stage.scores.get("allocation"),
         "packed_ratio": packed / (of * width),
     }
+
+
+def _by_role(counted: Sequence[Zeros]) -> list[dict[str, Any]]:
+    """Return the zeros of every layer's q, k, v and so on; those of experts together."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in counted:
+        layer, role = row.matrix.layer, row.matrix.role
+        total = found.setdefault((layer, role), {"layer": layer, "role": role, "zeros": 0, "of": 0})
+        total["zeros"] += row.zeros
+        total["of"] += row.of
+    return list(found.values())
 
 
 def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]:

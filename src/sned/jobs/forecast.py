@@ -101,7 +101,7 @@ def sweeps(options: Mapping[str, Any]) -> int:
 
 def memory_to_sparsify(view: View, tokens: int) -> int:
     """Return the bytes of the stream of all tokens, and of the products of a layer's inputs with their factors."""
-    layer = {m.module: m.columns for m in all_matrices(view) if m.layer == next(iter(view.layers))}
+    layer = {m.reads: m.columns for m in all_matrices(view) if m.layer == next(iter(view.layers))}
     return tokens * view.geometry.hidden * view.dtype.itemsize + 20 * sum(n * n for n in layer.values())
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from sned.runtime.inputs import Inputs
+    from sned.runtime.sparsifier import Sparsifier
 
 
 def _pattern(text: str) -> str:
@@ -55,12 +56,19 @@ def wanda(
     """
     if variant and pattern != "row":
         raise ConfigError(f"variant goes with the pattern row, not {pattern}", hint="leave one of them out")
+    chooser = sparsifier(variant=variant, refine=refine, update=update, keep_zeros=keep_zeros)
+    yield from sparsify(ctx, goal, chooser, pattern="matrix" if variant else pattern, allocate=allocate)
+
+
+def sparsifier(
+    *, variant: bool = False, refine: str | None = None, update: bool = False, keep_zeros: bool = False
+) -> Sparsifier:
+    """Return what chooses the weights; the options are those of the method."""
 
     def score(weight: torch.Tensor, inputs: Inputs | None) -> torch.Tensor:
         found = score_of(weight, known(inputs).norm)
         return cumulative(found) if variant else found
 
-    sparsifier = by_score(
+    return by_score(
         "wanda", score, "norms", refine=refine, update=update, keep_zeros=keep_zeros, details={"variant": variant}
     )
-    yield from sparsify(ctx, goal, sparsifier, pattern="matrix" if variant else pattern, allocate=allocate)

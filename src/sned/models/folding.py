@@ -76,7 +76,8 @@ def setting(view: View, layer: int, param: str, values: torch.Tensor) -> Edit:
 
     def change(weights: Weights) -> None:
         old = weights[param]
-        weights[param] = values.to(old.device, old.dtype)
+        # a copy, since a matrix product may depend on where in memory its factors begin, and files begin anywhere
+        weights[param] = values.to(old.device, old.dtype, copy=True)
 
     return change
 

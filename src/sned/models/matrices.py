@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sned.errors import NumericalError, UnsupportedModelError
+from sned.errors import NumericalError
+from sned.models.experts import DOWN, EXPERTS, GATE_UP, stacked
 from sned.models.geometry import is_conv1d, path
 
 if TYPE_CHECKING:
@@ -47,23 +48,35 @@ class Matrix:
     role: str
     """q, k, v, o, gate, up or down."""
     module: str
-    """The linear module that holds it, relative to the layer."""
+    """The module that holds it, relative to the layer."""
     rows: int
     columns: int
     part: Rows | None = None
     """Where it lies in the stored matrix; None where it is all of it."""
     transposed: bool = False
     """Whether the module stores `[in, out]`."""
+    expert: int | None = None
+    """Which of the stacked experts it belongs to, if any."""
 
     @property
     def name(self) -> str:
-        """Its name in base coordinates, such as ``layers.3.attn.q``."""
-        return f"layers.{self.layer}.{self.which}.{self.role}"
+        """Its name in base coordinates, such as ``layers.3.attn.q``, or ``layers.3.mlp.up.7`` of an expert."""
+        expert = "" if self.expert is None else f".{self.expert}"
+        return f"layers.{self.layer}.{self.which}.{self.role}{expert}"
 
     @property
     def param(self) -> str:
         """The parameter that holds it, relative to the layer."""
-        return f"{self.module}.weight"
+        if self.expert is None:
+            return f"{self.module}.weight"
+        return f"{self.module}.{DOWN if self.role == 'down' else GATE_UP}"
+
+    @property
+    def reads(self) -> str:
+        """What it receives, by a name that matrices with the same inputs may share."""
+        if self.expert is None:
+            return self.module
+        return f"{self.module}.{self.expert}.{'hidden' if self.role == 'down' else 'input'}"
 
     @property
     def size(self) -> int:
@@ -72,7 +85,7 @@ class Matrix:
 
     def read(self, stored: torch.Tensor) -> torch.Tensor:
         """Return the matrix `[rows, columns]` out of what its module stores, or out of a mask of that shape."""
-        whole = stored.T if self.transposed else stored
+        whole = self._own(stored)
         return whole if self.part is None else whole.index_select(0, self.part.index(whole.device))
 
     def of(self, block: nn.Module) -> torch.Tensor:
@@ -88,29 +101,26 @@ class Matrix:
 
     def write(self, stored: torch.Tensor, values: torch.Tensor) -> None:
         """Put a matrix `[rows, columns]` where `read` takes it from."""
-        whole = stored.T if self.transposed else stored
+        whole = self._own(stored)
         if self.part is None:
             whole.copy_(values)
         else:
             whole[self.part.index(whole.device)] = values.to(whole)
 
+    def _own(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the stored matrix `[out, in]`, that of its expert where they are stacked."""
+        one = stored if self.expert is None else stored[self.expert]
+        return one.T if self.transposed else one
+
 
 def matrices(view: View, layer: int) -> list[Matrix]:
-    """Return the matrices of a present layer that multiply the stream, attention first.
-
-    Raises:
-        UnsupportedModelError: its MLP is a mixture of experts.
-    """
+    """Return the matrices of a present layer that multiply the stream, attention first; routers are not among them."""
     found: list[Matrix] = []
     if view.has_branch(layer, "attn"):
         found += _attention(view, layer)
     if view.has_branch(layer, "mlp"):
-        if view.family.experts:
-            raise UnsupportedModelError(
-                "the MLPs of this model are mixtures of experts, whose single weights sned does not prune.",
-                hint="use a method that removes whole layers or blocks",
-            )
-        found += _mlp(view, layer)
+        experts = stacked(view.branch(layer, "mlp"))
+        found += _mlp(view, layer) if experts is None else _experts(view, layer, experts)
     return found
 
 
@@ -161,6 +171,15 @@ def _mlp(view: View, layer: int) -> Iterator[Matrix]:
     yield _matrix(view, layer, "mlp", "down", path(family.mlp, family.down))
 
 
+def _experts(view: View, layer: int, experts: nn.Module) -> Iterator[Matrix]:
+    module = path(view.family.mlp, EXPERTS)
+    number, hidden, width = experts.get_parameter(DOWN).shape
+    for expert in range(number):
+        for role, first in (("gate", 0), ("up", width)):
+            yield Matrix(layer, "mlp", role, module, width, hidden, Rows(first, width, 0, 1), expert=expert)
+        yield Matrix(layer, "mlp", "down", module, hidden, width, expert=expert)
+
+
 def _matrix(view: View, layer: int, which: Sublayer, role: str, module: str, part: Rows | None = None) -> Matrix:
     held = view.layer(layer).get_submodule(module)
     shape = held.get_parameter("weight").shape
@@ -172,21 +191,22 @@ def _matrix(view: View, layer: int, which: Sublayer, role: str, module: str, par
 
 
 def reader_of(view: View, matrix: Matrix) -> tuple[int, str] | None:
-    """Return the layer and the module whose inputs are what the rows of a matrix compute, one by one.
+    """Return the layer, and by its name the input of matrices there, that the rows of a matrix compute one by one.
 
-    None for queries and keys, of which only products are read, and for what the output head reads. Between a matrix
-    that writes to the stream and its reader stands a norm.
+    None for queries and keys, of which only products are read, for what experts read, which get some tokens each, and
+    for what the output head reads. Between a matrix that writes to the stream and its reader stands a norm.
     """
-    own = {other.role: other for other in matrices(view, matrix.layer)}
+    own = {(other.role, other.expert): other for other in matrices(view, matrix.layer)}
     if matrix.role in ("q", "k"):
         return None
     if matrix.role in ("gate", "up", "v"):
-        return matrix.layer, own["o" if matrix.role == "v" else "down"].module
-    if matrix.role == "o" and not view.parallel and "up" in own:
-        return matrix.layer, own["up"].module
+        return matrix.layer, own["o" if matrix.role == "v" else "down", matrix.expert].reads
+    if matrix.role == "o" and not view.parallel and view.has_branch(matrix.layer, "mlp"):
+        up = own.get(("up", None))
+        return None if up is None else (matrix.layer, up.reads)
     following = next((i for i in view.layers if i > matrix.layer), None)
     found = matrices(view, following) if following is not None and not view.is_replaced(following) else []
-    return (found[0].layer, found[0].module) if found else None
+    return (found[0].layer, found[0].reads) if found and found[0].expert is None else None
 
 
 def by_row(view: View, matrix: Matrix, values: torch.Tensor) -> torch.Tensor:

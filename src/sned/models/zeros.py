@@ -28,11 +28,7 @@ class Zeros:
 
 
 def count_zeros(view: View) -> Iterator[Zeros]:
-    """Yield the zeros of every matrix, from the first layer to the last.
-
-    Raises:
-        UnsupportedModelError: the model is a mixture of experts.
-    """
+    """Yield the zeros of every matrix, from the first layer to the last."""
     for layer in view.layers:
         if view.is_replaced(layer):
             continue

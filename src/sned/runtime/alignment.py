@@ -63,26 +63,31 @@ class Alignment:
 
         Matrices whose rows have no reader of their own, such as queries, are left out.
         """
-        kept = self._ctx.journal.load_tensors("drops", self._key(shares))
-        if kept is None:
-            kept = self._drops(shares)
-            self._ctx.journal.save_tensors("drops", self._key(shares), kept)
-        return kept
+        lost = self._ctx.journal.load_tensors("drops", self._key(shares))
+        if lost is None:
+            lost = self._lost(shares)
+            self._ctx.journal.save_tensors("drops", self._key(shares), lost)
+        readers = {matrix: reader_of(self._ctx.view, matrix) for matrix in self._task.matrices}
+        return {
+            matrix.name: by_row(self._ctx.view, matrix, lost[_place(*reader)])
+            for matrix, reader in readers.items()
+            if reader is not None
+        }
 
-    def _drops(self, shares: Shares) -> dict[str, torch.Tensor]:
-        lost: dict[tuple[int, str], torch.Tensor] = {}
+    def _lost(self, shares: Shares) -> Norms:
+        """Return how much less every module of every layer receives, `[columns]` by its place."""
+        lost: Norms = {}
         with self._ctx.progress.task("see what rows lose", self.work) as advance:
             for layer, before, after in self._walk(shares):
-                lost |= {(layer, module): before[module] - after[module] for module in before}
+                lost |= {_place(layer, module): before[module] - after[module] for module in before}
                 advance(self._tokens.n_tokens)
-        readers = {matrix: reader_of(self._ctx.view, matrix) for matrix in self._task.matrices}
-        return {m.name: by_row(self._ctx.view, m, lost[reader]) for m, reader in readers.items() if reader is not None}
+        return lost
 
     def _measure(self, shares: Shares, bound: float, advance: Callable[[int], None]) -> tuple[float, bool]:
         """Return how far the activations move, and whether that is all of it: past the bound nobody looks further."""
         found, left = 0.0, self.work
         for layer, before, after in self._walk(shares):
-            found += sum(_distance(before[m.module], after[m.module]) for m in self._task.of(layer))
+            found += sum(_distance(before[m.reads], after[m.reads]) for m in self._task.of(layer))
             if found > bound:
                 break
             left -= self._tokens.n_tokens
@@ -131,6 +136,10 @@ class Alignment:
 
     def _quotas(self, shares: Shares) -> dict[str, Quota]:
         return quotas(self._task.matrices, shares, self._task.sparsity, self._task.pattern)
+
+
+def _place(layer: int, module: str) -> str:
+    return f"{layer}.{module}"
 
 
 def _norms(inputs: dict[str, Inputs]) -> Norms:

@@ -15,7 +15,7 @@ from sned.registry import entries
 from sned.runtime.signature import Configurable, find
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sned.models.matrices import Matrix
     from sned.runtime.quotas import Shares
@@ -91,6 +91,15 @@ def read_allocator(text: str) -> tuple[Allocator, dict[str, Any]]:
             )
         given[key] = value.strip()
     return found, found.parse(given)
+
+
+def spell(options: Mapping[str, Any]) -> str:
+    """Return options as `read_allocator` takes them after the colon: ``multiple=3,spread=0.1``."""
+    return ",".join(f"{name}={_spelled(value)}" for name, value in options.items())
+
+
+def _spelled(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def all_allocators() -> list[Allocator]:

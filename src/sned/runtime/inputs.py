@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from sned.errors import NumericalError
+from sned.models.experts import received as experts_of
 from sned.score.obs import Factor, factor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from torch import nn
 
     from sned.models.matrices import Matrix
     from sned.runtime.lockstep import Stream
@@ -45,13 +48,15 @@ class Inputs:
 
     @property
     def gram(self) -> torch.Tensor:
-        """Mean product of every two channels, `[columns, columns]` in float32.
+        """Mean product of every two channels, `[columns, columns]` in float32; the identity where no token came by.
 
         Raises:
             ValueError: it was not asked for.
         """
         if self._gram is None:
             raise ValueError("these sums hold no products of channels")
+        if not self.tokens:
+            return torch.eye(len(self._gram), device=self._gram.device)
         upper = self._gram.triu()
         return (upper + upper.triu(1).T) / max(1, self.tokens)
 
@@ -62,7 +67,9 @@ class Inputs:
 
     @property
     def squares(self) -> torch.Tensor:
-        """Mean square of each channel, `[columns]` in float64."""
+        """Mean square of each channel, `[columns]` in float64; 1 where no token came by, so that magnitudes decide."""
+        if not self.tokens:
+            return torch.ones_like(self._total)
         sums = self._squares if self._gram is None else self._gram.diagonal().double()
         return sums / max(1, self.tokens)
 
@@ -103,7 +110,7 @@ def gather(
     *,
     stay: bool = True,
 ) -> dict[str, Inputs]:
-    """Run a layer over all batches and return what its matrices receive, by module.
+    """Run a layer over all batches and return what its matrices receive, by `Matrix.reads`.
 
     Args:
         stream: Moved to where it enters the layer.
@@ -116,27 +123,36 @@ def gather(
     Raises:
         NumericalError: what a matrix receives is not finite.
     """
-    columns = {matrix.module: matrix.columns for matrix in matrices}
-    found: dict[str, Inputs] = {}
     if needs == "nothing" and stay:
-        return found
-    for received in stream.inputs(layer, list(columns), stay=stay):
+        return {}
+    device = stream.view.device
+    experts = {matrix.module for matrix in matrices if matrix.expert is not None}
+    # an expert may wait for its first token in vain
+    found = {m.reads: Inputs(m.columns, needs, device) for m in matrices if m.module in experts}
+    for called, tokens in stream.inputs(layer, list({m.module: None for m in matrices}), stay=stay):
+        received = _by_reader(stream.view.layer(layer), called, experts)
         owners: dict[int, str] = {}
-        for module, states in received.items():
-            owner = owners.setdefault(id(states), module)
-            if owner == module:
-                sums = found.setdefault(module, Inputs(columns[module], needs, states.device))
+        for name, states in received.items():
+            owner = owners.setdefault(id(states), name)
+            if owner == name:
+                sums = found.setdefault(name, Inputs(states.shape[-1], needs, device))
                 sums.add(states)
-                _require_finite(sums, layer, module)
+                _require_finite(sums, layer, name)
             else:
-                found[module] = found[owner]
-        advance(next(iter(received.values())).shape[:-1].numel())
+                found[name] = found[owner]
+        advance(tokens)
     return found
 
 
-def distinct(found: dict[str, Inputs]) -> Iterable[Inputs]:
-    """Return the sums, those that several modules share once."""
-    return {id(sums): sums for sums in found.values()}.values()
+def _by_reader(
+    block: nn.Module, called: Mapping[str, tuple[torch.Tensor, ...]], experts: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """Return what each module of a layer receives, and what each expert does of a module that holds experts."""
+    received = {module: args[0] for module, args in called.items() if module not in experts}
+    for module in experts:
+        for expert, entering, hidden in experts_of(block.get_submodule(module), called[module]):
+            received |= {f"{module}.{expert}.input": entering, f"{module}.{expert}.hidden": hidden}
+    return received
 
 
 def _require_finite(sums: Inputs, layer: int, module: str) -> None:

@@ -67,7 +67,8 @@ class Journal:
             return None
         from safetensors.torch import load_file
 
-        return load_file(file)
+        # copies, since sums and products may depend on where in memory they begin, and files begin anywhere
+        return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
     def save_tensors(self, what: str, key: Any, tensors: dict[str, torch.Tensor], *, partial: bool = False) -> None:
         """Keep tensors for `key`; those of an unfinished pass are not noted in the journal."""

@@ -60,18 +60,20 @@ class Stream:
         finally:
             handle.remove()
 
-    def inputs(self, layer: int, modules: Sequence[str], *, stay: bool) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield, batch by batch, what some modules of a layer receive, by name.
+    def inputs(
+        self, layer: int, modules: Sequence[str], *, stay: bool
+    ) -> Iterator[tuple[dict[str, tuple[torch.Tensor, ...]], int]]:
+        """Yield, batch by batch, what some modules of a layer are called with, by name, and how many tokens that is.
 
         With `stay` the stream is left where it is, so that the layer may change before it is passed; otherwise what
         leaves the layer now is what enters the next one.
         """
         self._advance(layer)
-        received: dict[str, torch.Tensor] = {}
+        received: dict[str, tuple[torch.Tensor, ...]] = {}
         after: list[torch.Tensor] = []
 
         def catch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-            return lambda _module, args: received.update({name: args[0]})
+            return lambda _module, args: received.update({name: args})
 
         with ExitStack() as stack, self.view.materialised(layer) as block:
             for name in modules:
@@ -81,7 +83,7 @@ class Stream:
                 left = self._sweep.step(layer, hidden)
                 if not stay:
                     after.append(left)
-                yield dict(received)
+                yield dict(received), hidden.shape[:2].numel()
                 received.clear()
         if not stay:
             self._after = after

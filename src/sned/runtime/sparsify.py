@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sned.canon import format_span
 from sned.errors import SnedError
 from sned.models.bits import pack, unpack
 from sned.models.matrices import all_matrices
@@ -44,12 +45,26 @@ def sparsify(ctx: Context, goal: Goal, sparsifier: Sparsifier, *, pattern: str, 
         ConfigError: pattern, allocator and matrices do not go together.
         NumericalError: a weight or an activation is not finite; the layer is named.
     """
+    task = Task(all_matrices(ctx.view), goal.sparsity, pattern, sparsifier)
+    yield from carry_out(ctx, task, allot(ctx, task, allocate))
+
+
+def allot(ctx: Context, task: Task, allocate: str) -> dict[str, Quota]:
+    """Return how many weights of each matrix go, by name: what an allocator proposes, made to meet the budget.
+
+    Args:
+        ctx: What the allocator sees; it leaves there what it went by.
+        task: What is asked.
+        allocate: The allocator, and options after a colon.
+
+    Raises:
+        BudgetError: bounds or pattern cannot meet the sparsity.
+        ConfigError: pattern, allocator and matrices do not go together.
+    """
     allocator, options = read_allocator(allocate)
     if allocator.name != "uniform":
-        require_room(goal.sparsity, pattern)
-    task = Task(all_matrices(ctx.view), goal.sparsity, pattern, sparsifier)
-    wanted = quotas(task.matrices, allocator.run(ctx, task, **options), goal.sparsity, pattern)
-    yield from carry_out(ctx, task, wanted)
+        require_room(task.sparsity, task.pattern)
+    return quotas(task.matrices, allocator.run(ctx, task, **options), task.sparsity, task.pattern)
 
 
 def carry_out(ctx: Context, task: Task, wanted: Mapping[str, Quota]) -> Iterator[Op]:
@@ -92,7 +107,7 @@ def prune_layer(
         for matrix in matrices:
             weight = matrix.of(block).float()
             try:
-                outcome = sparsifier.prune(weight, inputs.get(matrix.module), wanted[matrix.name])
+                outcome = sparsifier.prune(weight, inputs.get(matrix.reads), wanted[matrix.name])
             except SnedError as error:
                 raise type(error)(f"{matrix.name}: {error.args[0]}", hint=error.hint) from error
             yield matrix, weight, outcome
@@ -129,7 +144,9 @@ def _prune(
     for matrix, weight, outcome in prune_layer(view, layer, matrices, inputs, wanted, sparsifier):
         like = params[matrix.param]
         damping = -1.0 if outcome.damping is None else outcome.damping
-        facts.append([int(outcome.gone.sum()), int((weight == 0).sum()), damping])
+        read = inputs.get(matrix.reads)
+        starved = read is not None and not read.tokens
+        facts.append([int(outcome.gone.sum()), int((weight == 0).sum()), damping, starved])
         gone = masks.setdefault(matrix.param, torch.zeros(like.shape, dtype=torch.bool))
         matrix.write(gone, outcome.gone.cpu())
         if outcome.weight is not None:
@@ -141,11 +158,17 @@ def _prune(
 
 def _rows(ctx: Context, matrices: Sequence[Matrix], facts: torch.Tensor) -> Iterator[dict[str, Any]]:
     """Yield what the plan says of each matrix, and warn where a Hessian could not be used."""
-    for matrix, (zeros, before, damping) in zip(matrices, facts.tolist(), strict=True):
+    starved: set[int] = set()
+    for matrix, (zeros, before, damping, waited) in zip(matrices, facts.tolist(), strict=True):
         if damping < 0:
             ctx.progress.warn(f"{matrix.name}: its Hessian could not be factored, so only its diagonal was used")
+        if waited and matrix.expert is not None:
+            starved.add(matrix.expert)
         row = {"matrix": matrix.name, "zeros": int(zeros), "of": matrix.size}
         yield row | {"zero_before": int(before), "damping": damping}
+    if starved:
+        experts = f"experts {format_span(starved)} of layer {matrices[0].layer}"
+        ctx.progress.warn(f"no calibration token came to {experts}: their weights went by magnitude")
 
 
 def _ops(ctx: Context, layer: int, kept: Kept) -> Iterator[Op]:
