@@ -205,7 +205,7 @@ def reader_of(view: View, matrix: Matrix) -> tuple[int, str] | None:
         up = own.get(("up", None))
         return None if up is None else (matrix.layer, up.reads)
     following = next((i for i in view.layers if i > matrix.layer), None)
-    found = matrices(view, following) if following is not None and not view.is_replaced(following) else []
+    found = matrices(view, following) if following is not None else []
     return (found[0].layer, found[0].reads) if found and found[0].expert is None else None
 
 

@@ -30,8 +30,6 @@ class Zeros:
 def count_zeros(view: View) -> Iterator[Zeros]:
     """Yield the zeros of every matrix, from the first layer to the last."""
     for layer in view.layers:
-        if view.is_replaced(layer):
-            continue
         with view.materialised(layer) as block:
             for matrix in matrices(view, layer):
                 weight = matrix.read(block.get_parameter(matrix.param).detach())
