@@ -1,6 +1,6 @@
 """Measures what sned promises of itself, as ratios to a stated floor taken in the same run.
 
-    python benchmarks/run.py [planning] [streaming] [decoding] [startup] [searching] [quality]
+    python benchmarks/run.py [planning] [streaming] [decoding] [startup] [searching] [sparsity] [quality]
 
 Without a name, all of them. Seconds depend on the machine; the ratios are what to compare.
 """
@@ -20,6 +20,7 @@ import decoding
 import planning
 import quality
 import searching
+import sparsity
 import startup
 import streaming
 
@@ -29,6 +30,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "streaming": streaming.measure,
     "decoding": decoding.measure,
     "searching": searching.measure,
+    "sparsity": sparsity.measure,
     "quality": quality.measure,
 }
 

@@ -38,6 +38,8 @@ JOBS = {
     "demo": ("sned.jobs.demo.demo", ["demo"]),
     "report": ("sned.jobs.report.rewrite", ["report", "out"]),
     "import": ("sned.jobs.published.import_plan", ["import", "demo", "theirs.json", "-o", "out"]),
+    "pack": ("sned.jobs.pack.pack", ["pack", "out", "-o", "packed"]),
+    "unpack": ("sned.jobs.pack.unpack", ["unpack", "packed", "-o", "out"]),
     "dry run": ("sned.jobs.forecast.dry_run", [*PRUNE, "--dry-run"]),
 }
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ROOT = typer.main.get_command(module.app)
 COMMANDS = ["prune", "plan", "apply", "import", "demo", "show", "diff"]
-COMMANDS += ["inspect", "scan", "methods", "eval", "bench", "report"]
+COMMANDS += ["inspect", "scan", "methods", "eval", "bench", "report", "pack", "unpack"]
 EXAMPLES = [
     line.strip()
     for command in ROOT.commands.values()  # type: ignore[attr-defined]

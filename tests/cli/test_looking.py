@@ -119,6 +119,7 @@ def test_scan_finds_the_layer_that_does_nothing(sned: Callable[..., Outcome], tm
     assert [distance[layer][1] for layer in range(LAYERS)] == pytest.approx(influence, abs=1e-5)
     assert [len(row) for row in distance] == list(range(LAYERS + 1, 1, -1))
     assert found["cost"]["forward_layer_tokens"] == 64 * LAYERS, "one pass over the tokens"
+    assert found["profiles"] is None
 
 
 @pytest.mark.parametrize("name", ["gemma2", "phi", "gpt2", "mixtral"])
@@ -145,6 +146,65 @@ def test_scan_writes_a_page_that_stands_alone(sned: Callable[..., Outcome], llam
     assert sorted(path.name for path in out.iterdir()) == ["scan.html", "scan.json"]
     assert sned("scan", llama, *TOKENS, "-o", out).code == 8
     assert sned("scan", llama, *TOKENS, "-o", out, "--overwrite").code == 0
+
+
+def test_scan_shows_the_shares_that_planning_with_each_allocator_gives(
+    sned: Callable[..., Outcome], llama: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scan"
+    shown = sned("scan", llama, *TOKENS, "--sparsity", "55%", "-o", out)
+    assert shown.code == 0, shown.err
+    found = json.loads((out / "scan.json").read_text())["profiles"]
+    assert (found["sparsity"], found["method"], found["pattern"]) == (0.55, "wanda", "row")
+    assert list(found["allocators"]) == ["alphapruning", "neuroal", "owl", "uniform"]
+    assert found["allocators"]["owl"]["options"] == "multiple=5.0,spread=0.08"
+    assert found["allocators"]["owl"]["evidence"]["evidence"] == "outliers, percent"
+    assert found["allocators"]["uniform"]["evidence"] is None
+    table = shown.out.partition("55% in all")[2]
+    for name, profile in found["allocators"].items():
+        plan = tmp_path / name
+        assert (
+            sned("plan", llama, *TOKENS, "-m", "wanda", "--allocate", name, "--sparsity", "55%", "-o", plan).code == 0
+        )
+        rows = json.loads((plan / "plan.json").read_text())["stages"][0]["scores"]["sparsity"]
+        of_layers = [[row for row in rows if row["matrix"].startswith(f"layers.{n}.")] for n in range(LAYERS)]
+        assert profile["layers"] == [sum(r["zeros"] for r in of) / sum(r["of"] for r in of) for of in of_layers]
+        assert all(f"{100 * share:.1f}%" in table for share in profile["layers"])
+    page = (out / "scan.html").read_text()
+    assert page.count("<svg") == 3
+    assert ">neuroal</text>" in page
+
+
+def test_scan_shows_the_allocators_that_are_named(sned: Callable[..., Outcome], llama: Path) -> None:
+    named = ["uniform", "owl", "owl:multiple=2,spread=0.1"]
+    given = [*TOKENS, "--sparsity", "0.5", *(word for name in named for word in ("--allocate", name))]
+    found = sned("scan", llama, *given, "--json").document
+    assert list(found["profiles"]["allocators"]) == named
+    first, second = (found["profiles"]["allocators"][name] for name in named[1:])
+    assert first["layers"] != second["layers"]
+    assert second["options"] == "multiple=2.0,spread=0.1"
+    assert found["cost"]["forward_layer_tokens"] > 64 * LAYERS
+    assert "multiple=2" in sned("scan", llama, *given).out
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "words"),
+    [
+        (["--allocate", "owl"], 2, "without --sparsity"),
+        (["--sparsity", "50%", "--allocate", "owll"], 2, "did you mean owl?"),
+        (["--sparsity", "50%", "--allocate", "owl:spread=2"], 2, "owl: spread='2'"),
+        (["--sparsity", "50"], 2, "write 50% or 0.5"),
+        (["--sparsity", "1"], 5, "less than 1"),
+        (["--sparsity", "99.5%"], 5, "at most 0.99"),
+    ],
+)
+def test_scan_refuses_shares_that_cannot_be(
+    sned: Callable[..., Outcome], llama: Path, tmp_path: Path, given: list[str], code: int, words: str
+) -> None:
+    got = sned("scan", llama, *TOKENS, *given, "-o", tmp_path / "scan")
+    assert (got.code, got.out) == (code, "")
+    assert words in got.err
+    assert not (tmp_path / "scan").exists()
 
 
 def test_best_cuts_keep_the_first_and_the_last_layer() -> None:

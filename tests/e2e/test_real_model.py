@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from kit.shell import ENVIRONMENT, FP32, sned
 
 pytestmark = [
     pytest.mark.real,
@@ -21,9 +21,7 @@ pytestmark = [
     ),
 ]
 
-FP32 = ["--dtype", "fp32"]  # many CPUs compute in bf16, the dtype of the file, several times slower
 SHORT = ["--calib-tokens", "4096", "--seq-len", "512", *FP32]
-ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 BARE = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,13 +32,6 @@ out = model.generate(**ids, max_new_tokens=8, do_sample=False)
 assert not any(name.split(".")[0] == "sned" for name in sys.modules)
 print(type(model).__name__, len(model.model.layers), out.shape[1] - ids["input_ids"].shape[1])
 """
-
-
-def sned(*arguments: str | Path, check: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sned", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    assert done.returncode == check, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from kit.compare import assert_same_logits, swept
-from kit.planning import OF_WEIGHTS, Kill, Steps, plan_on
+from kit.planning import Kill, Steps, plan_on
 from kit.planted import layers_of, streamed_view
 from kit.searching import context_of, fresh
-from kit.sparse import received, set_weights, weights_of, zeros_of
+from kit.sparse import OF_WEIGHTS, received, set_weights, weights_of, zeros_of
 from kit.tiny import LAYERS, MLP, make_model, tokens
 
 from sned.allocators import neuroal
@@ -94,7 +93,7 @@ class Pruned:
 def test_the_chosen_spread_is_the_one_of_least_distance(
     name: str, seed: int, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spreads = neuroal.SPREADS[::2]
+    spreads = neuroal.SPREADS[::3]
     monkeypatch.setattr(neuroal, "SPREADS", spreads)
     by_hand = {}
     for spread in spreads:
@@ -205,7 +204,7 @@ def test_rows_of_a_reordered_mlp_take_their_share_along(monkeypatch: pytest.Monk
     mlp.down_proj.weight.data = mlp.down_proj.weight.data[:, order]
     moved = View(model)
     for other in (view, moved):
-        search(other, step="both")
+        search(other, step="row", sparsity=0.5)  # whole numbers, or the first rows lose one more to begin with
     want, found = zeros_of(view), zeros_of(moved)
     for role in ("gate", "up"):
         counts, reordered = (masks[f"layers.2.mlp.{role}"].sum(1) for masks in (want, found))
@@ -219,7 +218,10 @@ class TestTheSearchLeavesNoTrace:
 
     @on_both
     @pytest.mark.parametrize("method", OF_WEIGHTS)
-    def test_weights_are_the_same_bits_when_it_ends(self, method: str, make: Callable[[str], View]) -> None:
+    def test_weights_are_the_same_bits_when_it_ends(
+        self, method: str, make: Callable[[str], View], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(neuroal, "SPREADS", (0.0, 0.1))
         ctx = context_of(make("gpt2"), TEXT)
         before = self.bits(ctx.view)
         kind = find_method(method)
@@ -249,12 +251,16 @@ class TestTheSearchLeavesNoTrace:
 
 
 class TestResuming:
-    @pytest.mark.parametrize("given", [{"step": "both"}, {"every": True, "reference": "local"}], ids=str)
-    @pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
-    def test_a_killed_run_goes_on_where_it_stopped(self, method: str, given: dict[str, Any], tmp_path: Path) -> None:
-        steps = Steps()
-        straight = search(fresh("llama"), method, progress=steps, **given)
-        for after in range(0, steps.total, -(-steps.total // 5)):
+    @pytest.mark.parametrize(
+        ("method", "given"), [("magnitude", {"every": True, "reference": "local"}), ("sparsegpt", {"step": "both"})]
+    )
+    def test_a_killed_run_goes_on_where_it_stopped(
+        self, method: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(neuroal, "SPREADS", (0.0, 0.1, 0.2))
+        steps, left = Steps(), Cost()
+        straight = search(fresh("llama"), method, progress=steps, cost=left, **given)
+        for after in range(0, steps.total, -(-steps.total // 4)):
             folder = tmp_path / str(after)
             with pytest.raises(KeyboardInterrupt):
                 search(fresh("llama"), method, folder, progress=Kill(after), **given)
@@ -263,37 +269,32 @@ class TestResuming:
             assert (resumed.digest, resumed.stages) == (straight.digest, straight.stages)
             straight.apply(other := fresh("llama"))
             assert_same_logits(swept(view), swept(other), exact=True)
+            assert cost.forward_layer_tokens < left.forward_layer_tokens or after == 0
+            left = cost
         again = Cost()
-        assert search(fresh("llama"), method, folder, cost=again, **given).digest == straight.digest
-        assert (
-            again.forward_layer_tokens
-            <= (LAYERS * TEXT.n_tokens if given.get("step") else 0)
-            < cost.forward_layer_tokens
-        )
+        assert search(fresh("llama"), method, folder, cost=again, **given).stages == straight.stages
+        assert again.forward_layer_tokens == 0
 
     def test_what_was_given_up_against_one_rival_is_measured_against_another(self, tmp_path: Path) -> None:
         """A search of layers gives up what a search of rows, in the same folder, may have to choose."""
-        for given in ({"step": "block"}, {"step": "row"}, {"step": "both"}, {"step": "block", "every": True}):
+        for given in ({"step": "block", "every": True}, {"step": "row"}, {"step": "block"}):
             alone, shared = (search(fresh("llama"), folder=folder, **given) for folder in (None, tmp_path))
             assert shared.stages == alone.stages
-        ctx = context_of(fresh("llama"), TEXT, tmp_path / "one")
-        alignment = Alignment(ctx, task_of(ctx.view), "global", len(TEXT))
-        exact = Alignment(context_of(fresh("llama"), TEXT), task_of(ctx.view), "global", len(TEXT))
+        contexts = [context_of(fresh("llama"), TEXT, folder) for folder in (None, tmp_path / "one")]
+        exact, alignment = (Alignment(ctx, task_of(ctx.view), "global", len(TEXT)) for ctx in contexts)
         whole = exact.judge(UNIFORM, math.inf, lambda _: None)
         asked = [whole / 9, whole / 2, whole / 10, math.inf, whole / 2, whole]
         found = [alignment.judge(UNIFORM, bound, lambda _: None) for bound in asked]
         assert found == [math.inf, math.inf, math.inf, whole, math.inf, whole]
 
 
-@pytest.mark.parametrize(("seed", "reference"), itertools.product(range(3), REFERENCES))
+@pytest.mark.parametrize(("seed", "reference"), [(0, "global"), (1, "local")])
 def test_giving_up_early_changes_no_choice(seed: int, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = {every: search(fresh("llama", seed), reference=reference, every=every) for every in (True, False)}
-    told = {every: plan.stages[0].scores["allocation"]["block"] for every, plan in plans.items()}
+    assert plans[True].stages[0].scores["allocation"]["block"]["given_up"] > 0
     judge = Alignment.judge
     monkeypatch.setattr(Alignment, "judge", lambda self, shares, _, advance: judge(self, shares, math.inf, advance))
     for every, plan in plans.items():
         patient = search(fresh("llama", seed), reference=reference, every=every)
         assert patient.digest == plan.digest
         assert patient.stages[0].scores["allocation"]["block"]["given_up"] == 0
-    assert told[True]["given_up"] > 0
-    assert len(told[False]["tried"]) + told[False]["given_up"] <= len(neuroal.SPREADS)

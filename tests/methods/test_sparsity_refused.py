@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from kit.planning import OF_WEIGHTS, plan_on
+from kit.planning import plan_on
 from kit.planted import layers_of
-from kit.sparse import ALLOCATORS, TEXT, Way, count_zeros, pruned
+from kit.sparse import ALLOCATORS, OF_WEIGHTS, TEXT, Way, count_zeros, pruned
 from kit.tiny import make_model
 
 from sned.errors import BudgetError, ConfigError, DataError, NumericalError, SnedError

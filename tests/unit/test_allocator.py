@@ -13,7 +13,7 @@ from sned.errors import ConfigError
 from sned.plans.budget import Budget
 from sned.plans.ops import DropLayers, Op
 from sned.runtime import allocator as module
-from sned.runtime.allocator import Allocator, all_allocators, allocator, read_allocator
+from sned.runtime.allocator import Allocator, all_allocators, allocator, read_allocator, spell
 from sned.runtime.context import Context
 from sned.runtime.method import find_method
 from sned.runtime.quotas import UNIFORM, Shares
@@ -73,6 +73,11 @@ class TestReading:
             read_allocator(text)
         for word in words:
             assert word in str(caught.value)
+
+    @pytest.mark.parametrize("text", ["owl:multiple=3,spread=0.1", "neuroal:step=both,every=true", "uniform"])
+    def test_options_are_spelled_as_they_are_read(self, text: str) -> None:
+        found, options = read_allocator(text)
+        assert read_allocator(f"{found.name}:{spell(options)}") == (found, options)
 
     def test_a_hyphen_is_an_underscore(self, monkeypatch: pytest.MonkeyPatch) -> None:
         @allocator(paper="")

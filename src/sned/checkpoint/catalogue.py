@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _MAX_HEADER = 100_000_000  # bytes; the limit of the format itself
 _FETCH_AGAIN = "Fetch or copy the file again."
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -62,7 +62,7 @@ def catalogue(folder: Path) -> dict[str, Entry]:
         raise _no_config(folder)
     _read_json(folder / "config.json")
     if (folder / SINGLE).is_file():
-        return _read_header(folder / SINGLE)
+        return read_header(folder / SINGLE)
     if (folder / INDEX).is_file():
         return _follow_index(folder)
     raise _no_weights(folder)
@@ -79,7 +79,7 @@ def _follow_index(folder: Path) -> dict[str, Entry]:
         if not isinstance(name, str):
             raise CheckpointError(f"{index} gives {name!r} as the file of {tensor}; that is no file name.")
         if name not in shards:
-            shards[name] = _read_header(_shard_path(index, name))
+            shards[name] = read_header(_shard_path(index, name))
         if tensor not in shards[name]:
             raise CheckpointError(
                 f"{index} places the tensor {tensor} in {name}, but that file does not hold it.",
@@ -90,9 +90,7 @@ def _follow_index(folder: Path) -> dict[str, Entry]:
 
 
 def _shard_path(index: Path, name: str) -> Path:
-    """Judge by the parts of the name: the shards of a Hub cache are links that do lead outside the folder."""
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+    if leads_outside(name):
         raise CheckpointError(
             f"{index} names a file outside its folder: {name!r}.",
             hint="Don't use this checkpoint unless you know why; shards belong beside their index.",
@@ -105,6 +103,15 @@ def _shard_path(index: Path, name: str) -> Path:
     return path
 
 
+def leads_outside(name: str) -> bool:
+    """Tell whether a relative name leaves its folder.
+
+    Its parts are judged, not where it leads: the shards of a Hub cache are links that do lead outside.
+    """
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    return posix.is_absolute() or bool(windows.drive or windows.root) or ".." in windows.parts
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
@@ -115,25 +122,54 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_header(path: Path) -> dict[str, Entry]:
-    """Check that the header and the tensors it promises fill the file exactly."""
+def read_header(path: Path) -> dict[str, Entry]:
+    """Return where each tensor of a safetensors file lies, having checked that they fill it exactly.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not whole.
+    """
+    return parse_header(path, *header_text(path))
+
+
+def header_text(path: Path) -> tuple[str, int]:
+    """Return the header of a safetensors file as it stands there, and the bytes of the whole file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its header is cut short or no text.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            start = 8 + length
-            if size < 8 or length > _MAX_HEADER or start > size:
+            if size < 8 or length > _MAX_HEADER or 8 + length > size:
                 raise _broken(path, f"its header of {length} bytes does not fit into its {size} bytes")
-            header = json.loads(file.read(length))
+            return file.read(length).decode(), size
     except OSError as error:
         raise CheckpointError(f"{path} could not be read: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise _broken(path, f"its header is not JSON ({error})") from error
+
+
+def parse_header(path: Path, text: str, size: int) -> dict[str, Entry]:
+    """Return where each tensor of a safetensors file lies, from its header.
+
+    Args:
+        path: Of the file, which is not opened.
+        text: The header.
+        size: Bytes of the whole file, which the tensors must fill exactly.
+
+    Raises:
+        CheckpointError: they don't, or the header is malformed.
+    """
+    try:
+        header = json.loads(text)
     except ValueError as error:
         raise _broken(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
+    end = start = 8 + len(text.encode())
     entries = {name: _parse_entry(path, name, value, start) for name, value in header.items()}
-    end = start
     for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.nbytes)):
         if entry.offset != end:
             raise _broken(path, f"its tensors overlap or leave a gap at byte {end}")
@@ -154,12 +190,12 @@ def _parse_entry(path: Path, name: str, value: Any, start: int) -> Entry:
         sane = all(isinstance(number, int) and number >= 0 for number in (first, last, *shape))
     except (TypeError, KeyError, ValueError) as error:
         raise _broken(path, f"the header's entry of {name} is malformed") from error
-    if kind not in _DTYPES:
+    if kind not in DTYPES:
         raise CheckpointError(
             f"{path} stores {name} as {kind}, which sned does not read.",
-            hint=f"Save the model in one of: {', '.join(_DTYPES)}.",
+            hint=f"Save the model in one of: {', '.join(DTYPES)}.",
         )
-    dtype = _DTYPES[kind]
+    dtype = DTYPES[kind]
     if not sane or last - first != math.prod(shape) * dtype.itemsize:
         raise _broken(path, f"the header's entry of {name} does not add up")
     return Entry(path, start + first, last - first, shape, dtype)

@@ -1,7 +1,7 @@
 """From what a user calls a model to a folder of safetensors on this machine.
 
 May import errors, canon, progress and the rest of `checkpoint` at file level. Downloads go through the Hub's
-own client and cache; GGUF files are converted once into ours.
+own client and cache; GGUF files and packed folders are converted once into ours.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,8 +31,9 @@ _HUB_IGNORED = ["*/*", "consolidated*.safetensors"]
 def locate(model: str, *, progress: Progress = SILENT, revision: str | None = None) -> Path:
     """Return the local folder of a model: `demo`, a folder, a `.gguf` file, or a Hub id, in that order.
 
-    A GGUF file is converted once, into `$SNED_CACHE` or `~/.cache/sned`. A Hub id is downloaded into the
-    Hub's own cache, at `revision` (a branch, tag or commit) if given; only safetensors weights are fetched.
+    A GGUF file is converted once, and a packed folder unpacked once, into `$SNED_CACHE` or `~/.cache/sned`.
+    A Hub id is downloaded into the Hub's own cache, at `revision` (a branch, tag or commit) if given; only
+    safetensors weights are fetched.
 
     Raises:
         CheckpointError: there is no such folder, file or repository, or it could not be fetched or converted.
@@ -39,13 +41,13 @@ def locate(model: str, *, progress: Progress = SILENT, revision: str | None = No
         UnsupportedModelError: the GGUF file is of a kind that cannot be converted.
     """
     if model == "demo":
-        return _converted(_demo_file(), progress)
+        return _from_gguf(_demo_file(), progress)
     path = Path(model).expanduser()
     if path.is_dir():
-        return path
+        return _from_folder(path, progress)
     if path.is_file():
         if path.suffix.lower() == ".gguf":
-            return _converted(path, progress)
+            return _from_gguf(path, progress)
         raise CheckpointError(f"{path} is a file, but not a .gguf file.", hint="Give the folder that holds it.")
     if path.suffix.lower() == ".gguf" or _looks_like_path(model):
         raise CheckpointError(
@@ -57,7 +59,7 @@ def locate(model: str, *, progress: Progress = SILENT, revision: str | None = No
             f"{model!r} is no folder here, and cannot be the id of a model on the Hub.",
             hint="A model is a folder, a .gguf file, a Hub id such as OWNER/NAME, or `demo`.",
         )
-    return _download(model, revision, progress)
+    return _from_folder(_download(model, revision, progress), progress)
 
 
 def _looks_like_path(model: str) -> bool:
@@ -80,32 +82,47 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SNED_CACHE") or "~/.cache/sned").expanduser().absolute()
 
 
-def _converted(path: Path, progress: Progress) -> Path:
-    """Return the cached conversion of a GGUF file, converting it first if need be."""
+def _from_gguf(path: Path, progress: Progress) -> Path:
+    def write(partial: Path) -> None:
+        from sned.checkpoint.gguf import convert
+
+        convert(path, partial, progress)
+
+    return _converted(path, cache_folder() / "gguf" / _key(path), write, progress)
+
+
+def _from_folder(path: Path, progress: Progress) -> Path:
+    from sned.checkpoint.packing import is_packed, unpack_folder
+
+    if not is_packed(path):
+        return path
+
+    def write(partial: Path) -> None:
+        unpack_folder(path, partial, progress)
+
+    return _converted(path, cache_folder() / "packed" / _key_of_folder(path), write, progress)
+
+
+def _converted(path: Path, target: Path, write: Callable[[Path], None], progress: Progress) -> Path:
+    """Return a folder of the cache, writing it first if need be."""
     from filelock import FileLock
 
-    root = cache_folder() / "gguf"
-    target = root / _key(path)
+    from sned.checkpoint.folders import atomic_folder
+
+    root = target.parent
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{target.name}.lock"):  # whoever comes second finds the work done
             if not _is_whole(target, progress):
-                _convert_into(path, target, progress)
+                progress.info(f"converting {path} once, into {target}")
+                with atomic_folder(target, overwrite=True) as partial:
+                    write(partial)
     except OSError as error:
         raise CheckpointError(
             f"the cache for converted models, {root}, cannot be written: {error}.",
             hint="Set SNED_CACHE to a folder with room for the model.",
         ) from error
     return target
-
-
-def _convert_into(path: Path, target: Path, progress: Progress) -> None:
-    from sned.checkpoint.folders import atomic_folder
-    from sned.checkpoint.gguf import convert
-
-    progress.info(f"converting {path} once, into {target}")
-    with atomic_folder(target, overwrite=True) as partial:
-        convert(path, partial, progress)
 
 
 def _is_whole(target: Path, progress: Progress) -> bool:
@@ -134,6 +151,17 @@ def _key(path: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{path} could not be read: {error}.") from error
     return digest([_FORMAT, str(path), status.st_size, status.st_mtime_ns, head, tail])[:16]
+
+
+def _key_of_folder(folder: Path) -> str:
+    """Tell packed folders apart, and one that was changed from what it was, by what the disk says of their files."""
+    folder = folder.resolve()
+    try:
+        found = [(path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*"))]
+    except OSError as error:
+        raise CheckpointError(f"{folder} could not be read: {error}.") from error
+    facts = [[name, status.st_size, status.st_mtime_ns] for name, status in found]
+    return digest([_FORMAT, str(folder), facts])[:16]
 
 
 def _download(model: str, revision: str | None, progress: Progress) -> Path:

@@ -130,7 +130,7 @@ class ShardReader:
                 file = self._open(entry.file)
                 for number, offset in enumerate(offsets):
                     file.seek(offset)
-                    _fill(file, into[number * step : (number + 1) * step])
+                    fill(file, into[number * step : (number + 1) * step])
         except (OSError, EOFError) as error:
             raise CheckpointError(
                 f"{entry.file} could not be read: {error}.", hint="Was the file changed or removed meanwhile?"
@@ -253,8 +253,12 @@ class ShardWriter:
         self._pending_bytes = 0
 
 
-def _fill(file: IO[bytes], into: memoryview) -> None:
-    """Read until the buffer is full: one system call gives 2 GB at most."""
+def fill(file: IO[bytes], into: memoryview) -> None:
+    """Read until the buffer is full: one system call gives 2 GB at most.
+
+    Raises:
+        EOFError: the file ends before.
+    """
     done = 0
     while done < len(into):
         count = file.readinto(into[done:])  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from sned import __version__
-from sned.cli import measure, prune, read
+from sned.cli import measure, pack, prune, read
 from sned.cli.flags import MethodCommand
 from sned.cli.terminal import Terminal, prepare_streams
 from sned.errors import SnedError
@@ -35,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
-_PRUNE, _LOOK, _MEASURE = "Prune", "Look", "Measure"
+_PRUNE, _LOOK, _MEASURE, _STORE = "Prune", "Look", "Measure", "Store"
 
 
 def _register(run: Callable[..., Any], name: str, panel: str, examples: Sequence[str], **settings: Any) -> None:
@@ -56,6 +56,8 @@ _register(read.methods, "methods", _LOOK, read.METHODS_EXAMPLES)
 _register(measure.evaluate, "eval", _MEASURE, measure.EVAL_EXAMPLES)
 _register(measure.bench, "bench", _MEASURE, measure.BENCH_EXAMPLES)
 _register(read.report, "report", _MEASURE, read.REPORT_EXAMPLES)
+_register(pack.pack, "pack", _STORE, pack.PACK_EXAMPLES)
+_register(pack.unpack, "unpack", _STORE, pack.UNPACK_EXAMPLES)
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,13 +15,28 @@ if TYPE_CHECKING:
     from sned.report.schema import Report
 
 INSPECT_EXAMPLES = ("sned inspect demo", "sned inspect ./model --json")
-SCAN_EXAMPLES = ("sned scan demo", "sned scan ./model --calib file:notes.txt --calib-tokens 16384 -o runs/scan")
+SCAN_EXAMPLES = (
+    "sned scan demo",
+    "sned scan ./model --calib file:notes.txt --calib-tokens 16384 -o runs/scan",
+    "sned scan demo --sparsity 50% --allocate owl --allocate owl:multiple=3 -o runs/scan",
+)
 EVAL_EXAMPLES = ("sned eval runs/demo --against demo", "sned eval ./model --eval file:held-out.txt --json")
-BENCH_EXAMPLES = ("sned bench runs/demo --against demo",)
+BENCH_EXAMPLES = (
+    "sned bench runs/demo --against demo",
+    "sned bench runs/two-of-four --sparse-kernels --device cuda --dtype bf16",
+)
 
 _MaybeOut = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="FOLDER", help="Also write scan.json and scan.html.", show_default=False),
+]
+_SparseKernels = Annotated[
+    bool,
+    typer.Option(
+        "--sparse-kernels",
+        metavar="",
+        help="Run 2:4 matrices on the sparse kernels of an NVIDIA GPU; without --against, compare with dense kernels.",
+    ),
 ]
 
 
@@ -52,6 +67,8 @@ def scan(
     calib: options.Calib = ["builtin"],  # noqa: B006 - typer shows it in the help, and nothing changes it
     calib_tokens: options.ScanTokens = 65_536,
     seq_len: options.SeqLen = 1024,
+    sparsity: options.ScanSparsity = None,
+    allocate: options.Allocators = [],  # noqa: B006
     seed: options.Seed = 0,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
@@ -62,17 +79,18 @@ def scan(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Measure how much every layer, attention and MLP matters, in one pass."""
+    """Measure how much every layer, attention and MLP matters, in one pass; if asked, compare allocators of zeros."""
     terminal: Terminal = ctx.obj
     progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
     text = requests.text(calib, calib_tokens, seq_len, "calib")
+    shares = requests.profiles(sparsity, allocate)
     if out is not None:
         from sned.checkpoint.folders import check_output
 
         check_output(out, overwrite=overwrite)
     from sned.jobs import scan as job
 
-    found = job.scan(LoadRequest(model, dtype, device, stream, trust_inferred), text, seed, progress)
+    found = job.scan(LoadRequest(model, dtype, device, stream, trust_inferred), text, seed, progress, shares)
     if out is not None:
         job.write(found, out, overwrite=overwrite)
     if json:
@@ -111,6 +129,7 @@ def bench(
     ctx: options.Context,
     model: options.Model,
     against: options.Against = None,
+    sparse_kernels: _SparseKernels = False,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
     trust_inferred: options.TrustInferred = False,
@@ -124,7 +143,7 @@ def bench(
     from sned.jobs.bench import bench as run
 
     load = LoadRequest(model, dtype, device, "off", trust_inferred)
-    _tell(terminal, run(load, against, progress), model, against)
+    _tell(terminal, run(load, against, progress, sparse_kernels=sparse_kernels), model, against)
 
 
 def _tell(terminal: Terminal, report: Report, model: str, against: str | None) -> None:

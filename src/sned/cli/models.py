@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from sned.cli.sparse import profiles
 from sned.cli.tables import bars, facts, table, wants_log
 from sned.report import numbers
 from sned.report.facts import rows, span
@@ -47,7 +48,7 @@ def inspected(found: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def scanned(found: Mapping[str, Any]) -> list[RenderableType]:
-    """Return the importance of every part, and the nearest cuts."""
+    """Return the importance of every part, the nearest cuts, and the shares of zeros if allocators were asked."""
     model, text, layers = found["model"], found["calibration"], found["layers"]
     columns = [[layer[name] for layer in layers] for name in ("influence", "attention", "mlp")]
     log = any(wants_log(values) for values in columns)
@@ -70,6 +71,7 @@ def scanned(found: Mapping[str, Any]) -> list[RenderableType]:
         f"Influence: 1 − cos of the stream without and with the part{scale}. Relative size: what the layer adds.",
         "",
         table(("layers to cut", "nearest cut", "angular distance / π"), nearest),
+        *profiles(found),
     ]
 
 

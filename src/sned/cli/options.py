@@ -16,6 +16,7 @@ from sned.jobs.request import DeviceName, DTypeName, Switch
 Context = typer.Context
 
 _BUDGET, _TEXT, _RUN, _OUTPUT = "Budget", "Text", "How to run", "Output"
+_PROFILES = "Shares of zeros"
 
 Model = Annotated[
     str,
@@ -56,6 +57,28 @@ Sparsity = Annotated[
         metavar="SHARE",
         help="Set this share of the layers' weights to zero: 50% or 0.5.",
         rich_help_panel=_BUDGET,
+    ),
+]
+
+ScanSparsity = Annotated[
+    str | None,
+    typer.Option(
+        "--sparsity",
+        metavar="SHARE",
+        help="Also show what share of zeros each layer would get from each allocator, at 50% or 0.5 in all. "
+        "This takes further passes over the text.",
+        rich_help_panel=_PROFILES,
+        show_default=False,
+    ),
+]
+Allocators = Annotated[
+    list[str],
+    typer.Option(
+        "--allocate",
+        metavar="NAME[:KEY=VALUE,..]",
+        help="Show this allocator, such as owl:multiple=3. Repeatable; default: all that are installed.",
+        rich_help_panel=_PROFILES,
+        show_default=False,
     ),
 ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from sned.data.readers import existing_file
 from sned.data.sources import parse_sources
 from sned.errors import BudgetError, ConfigError
-from sned.jobs.request import TextRequest
+from sned.jobs.request import ProfilesRequest, TextRequest
 from sned.plans.budget import Budget, parse_share, parse_sparsity
 
 if TYPE_CHECKING:
@@ -45,6 +45,26 @@ def budget(
         if number is not None and number < 1:
             raise BudgetError(f"{name} {number} removes nothing", hint="give 1 or more")
     return check_kind(find_method(method), asked, settings)
+
+
+def profiles(sparsity: str | None, allocate: Sequence[str]) -> ProfilesRequest | None:
+    """Read which allocators to hold side by side, and at what share of zeros; None where no share is given.
+
+    Raises:
+        BudgetError: so many zeros leave nothing.
+        ConfigError: there is no such allocator, an option is not as it should be, or no share goes with it.
+    """
+    if sparsity is None:
+        if allocate:
+            raise ConfigError("--allocate says nothing without --sparsity", hint="add --sparsity 50%, or leave it out")
+        return None
+    share = parse_sparsity(sparsity)
+    Budget(sparsity=share)
+    from sned.runtime.allocator import read_allocator
+
+    for named in allocate:
+        read_allocator(named)
+    return ProfilesRequest(share, tuple(allocate))
 
 
 def text(sources: Sequence[str], tokens: int | None, seq_len: int, role: Literal["calib", "eval"]) -> TextRequest:

@@ -49,6 +49,16 @@ class TextRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfilesRequest:
+    """Which allocators to hold side by side."""
+
+    sparsity: float
+    """Share of zeros in all layers together."""
+    allocators: tuple[str, ...] = ()
+    """As ``--allocate`` takes them; none stands for all that are installed."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlanRequest:
     """Plan with one method."""
 

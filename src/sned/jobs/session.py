@@ -11,6 +11,7 @@ import shutil
 import time
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from sned import __version__
 from sned.canon import digest
 from sned.checkpoint.model import Model, load
+from sned.checkpoint.packing import is_packed
 from sned.data.overlap import require_disjoint
 from sned.data.tokens import Tokens
 from sned.errors import CheckpointError, ConfigError
@@ -27,7 +29,6 @@ from sned.runtime.sweep import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from sned.jobs.request import LoadRequest, PlanRequest, TextRequest
     from sned.models.view import View
@@ -121,7 +122,9 @@ def spare_source(model: Model, out: Path) -> None:
     Raises:
         CheckpointError: the two are the same folder.
     """
-    if out.expanduser().resolve() == model.folder.resolve():
+    given = Path(model.source).expanduser()
+    sources = [model.folder, given] if is_packed(given) else [model.folder]  # a packed one was loaded from our cache
+    if out.expanduser().resolve() in [folder.resolve() for folder in sources]:
         raise CheckpointError(
             f"{out} is the model itself; replacing it would destroy what is being pruned.", hint="choose another --out"
         )

@@ -1,6 +1,6 @@
-"""A scan as one web page that needs nothing else: importance of every part, distances, nearest cuts.
+"""A scan as one web page that needs nothing else: importance of every part, distances, cuts, shares of zeros.
 
-Imports evidence, facts, numbers, svg and schema; everything that the page quotes is escaped.
+Imports evidence, facts, numbers, profiles, svg and schema; everything that the page quotes is escaped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sned.report import evidence, facts, numbers, svg
+from sned.report import evidence, facts, numbers, profiles, profiles_picture, svg
 from sned.report.schema import Importance
 
 _STYLE = """
@@ -30,6 +30,11 @@ th, td { text-align: right; padding: 5px 0 5px 28px; border-bottom: 1px solid va
 th { color: var(--muted); font-weight: 500; font-size: 13px; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr:last-child td { border-bottom: 0; }
+.wide .plot { min-width: min(var(--w), 640px); }
+.wordy td { vertical-align: top; white-space: normal; }
+.wordy td:nth-child(2), .wordy th:nth-child(2) { text-align: left; }
+details { margin-top: 18px; }
+summary { color: var(--muted); font-size: 14px; cursor: pointer; }
 @media print { body { background: none; } section { border: 0; border-top: 1px solid var(--line); padding: 14px 0; } }
 """
 _FONT = '--font: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;'
@@ -56,6 +61,8 @@ def render(scan: Mapping[str, Any]) -> str:
             f"<div>{_cuts(scan['best_cuts'])}</div></div>",
         ),
     ]
+    if scan["profiles"] is not None:
+        sections.append(_section("Shares of zeros", f"{profiles.lead(scan['profiles'])}.", _profiles(scan)))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -95,3 +102,32 @@ def _cuts(cuts: Sequence[Mapping[str, Any]]) -> str:
         for cut in cuts[:12]
     )
     return f"<table><tr><th>length</th><th>nearest cut</th><th>distance / π</th></tr>{rows}</table>"
+
+
+def _profiles(scan: Mapping[str, Any]) -> str:
+    """Return the shares of zeros of every allocator: as lines, in short, and in full."""
+    found = scan["profiles"]["allocators"]
+    shares = {name: profile["layers"] for name, profile in found.items()}
+    head = "<tr><th>allocator</th><th>goes by</th><th>lowest share (layers)</th><th>highest share (layers)</th></tr>"
+    short = "".join(
+        f"<tr><td>{escape(name)}{_options(profile)}</td><td>{escape(profiles.basis(profile))}</td>"
+        f"{_cells(profiles.extremes(scan, name))}</tr>"
+        for name, profile in found.items()
+    )
+    named = "".join(f"<th>{escape(name)}</th>" for name in found)
+    rows = "".join(f"<tr>{_cells(row)}</tr>" for row in profiles.rows(scan))
+    return (
+        f'<div class="scroll wide">{profiles_picture.lines(shares, scan["profiles"]["sparsity"])}</div>\n'
+        f'<div class="scroll"><table class="wordy">{head}{short}</table></div>\n'
+        f'<details><summary>Every layer</summary><div class="scroll"><table><tr><th>layer</th>{named}</tr>{rows}'
+        "</table></div></details>"
+    )
+
+
+def _options(profile: Mapping[str, Any]) -> str:
+    options = escape(profile["options"].replace(",", ", "))
+    return f'<br><span class="muted">{options}</span>' if options else ""
+
+
+def _cells(texts: Sequence[str]) -> str:
+    return "".join(f"<td>{escape(text)}</td>" for text in texts)

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from sned.models.folding import output_projection
+from sned.models.forward import answering
 from sned.runtime.sweep import Sweep, contributions
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Stream:
     def __init__(self, view: View, ids: torch.Tensor, cost: Cost) -> None:
         self.view, self._ids = view, ids
         self._sweep = Sweep(view, cost)
+        self._hidden = view.geometry.hidden
         self._layer = 0
         self._batches: list[torch.Tensor] = []
         self._after: list[torch.Tensor] = []
@@ -65,8 +67,9 @@ class Stream:
     ) -> Iterator[tuple[dict[str, tuple[torch.Tensor, ...]], int]]:
         """Yield, batch by batch, what some modules of a layer are called with, by name, and how many tokens that is.
 
-        With `stay` the stream is left where it is, so that the layer may change before it is passed; otherwise what
-        leaves the layer now is what enters the next one.
+        With `stay` the stream is left where it is, so that the layer may change before it is passed; then the last
+        projection of the MLP, whose product nobody would read, is left out. Otherwise what leaves the layer now is what
+        enters the next one.
         """
         self._advance(layer)
         received: dict[str, tuple[torch.Tensor, ...]] = {}
@@ -79,6 +82,9 @@ class Stream:
             for name in modules:
                 handle = block.get_submodule(name).register_forward_pre_hook(catch(name))
                 stack.callback(handle.remove)
+            if stay and self.view.has_branch(layer, "mlp") and not self.view.family.experts:
+                last = block.get_submodule(output_projection(self.view, "mlp"))
+                stack.enter_context(answering(last, lambda states: states.new_zeros(*states.shape[:-1], self._hidden)))
             for hidden in self._batches:
                 left = self._sweep.step(layer, hidden)
                 if not stay:
@@ -97,8 +103,9 @@ class Stream:
             if self._after:
                 self._batches, self._after = self._after, []
             elif index in self.view.layers:
-                for number, (_, after) in enumerate(self._run(index)):
-                    self._batches[number] = after
+                with self.view.materialised(index):
+                    for number, hidden in enumerate(self._batches):
+                        self._batches[number] = self._sweep.step(index, hidden)
         self._layer = layer
 
     def _run(self, layer: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
