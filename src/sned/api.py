@@ -35,6 +35,7 @@ def plan(
     blocks: int | None = None,
     remove: float | None = None,
     remove_of: Literal["all", "body"] = "all",
+    sparsity: float | None = None,
     seed: int = 0,
     workdir: Path | None = None,
     progress: Progress = SILENT,
@@ -50,6 +51,7 @@ def plan(
         blocks: Budget in attentions and MLPs.
         remove: Budget as a share, 0 to 1, of the parameters.
         remove_of: Share of all parameters, or of those in the decoder layers.
+        sparsity: Budget as a share, 0 to 1, of the weights of the decoder layers' matrices that are to be zero.
         seed: Of every random choice.
         workdir: Keeps finished work, so that a second call after a kill goes on.
         progress: Told of what goes on.
@@ -59,7 +61,7 @@ def plan(
         model.view.fork(),
         find_method(method),
         calibration,
-        Budget(layers=layers, blocks=blocks, remove=remove, remove_of=remove_of),
+        Budget(layers=layers, blocks=blocks, remove=remove, remove_of=remove_of, sparsity=sparsity),
         options,
         source=model.source,
         seed=seed,
@@ -106,6 +108,7 @@ def prune(
     blocks: int | None = None,
     remove: float | None = None,
     remove_of: Literal["all", "body"] = "all",
+    sparsity: float | None = None,
     calibration: TextRequest | None = None,
     evaluation: TextRequest | None = None,
     seed: int = 0,
@@ -117,7 +120,7 @@ def prune(
     request = PruneRequest(
         load=LoadRequest(source),
         method=method,
-        budget=Budget(layers=layers, blocks=blocks, remove=remove, remove_of=remove_of),
+        budget=Budget(layers=layers, blocks=blocks, remove=remove, remove_of=remove_of, sparsity=sparsity),
         out=Path(out),
         options=options,
         calibration=calibration or TextRequest(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from kit.compare import assert_same_logits, logits
-from kit.packing import halved, tree
+from kit.packing import halved, save_zeroed, tree
 from kit.tiny import save_model_folder
 
 import sned as package
@@ -89,20 +89,16 @@ def test_it_says_what_was_saved_and_what_does_not_load_it(sned: Callable[..., Ou
 def test_plain_transformers_does_not_load_it(sned: Callable[..., Outcome], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    folder = save_model_folder(tmp_path / "model", "llama")
-    assert sned("prune", folder, "-m", "magnitude", "--sparsity", "50%", *TEXT, "-o", tmp_path / "out").code == 0
-    assert sned("pack", tmp_path / "out", "-o", tmp_path / "packed").code == 0
+    assert sned("pack", save_zeroed(tmp_path / "out", "llama"), "-o", tmp_path / "packed").code == 0
     with pytest.raises(OSError, match=r"model\.safetensors"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
 
 
 def test_the_model_that_is_read_is_not_replaced(sned: Callable[..., Outcome], tmp_path: Path) -> None:
-    folder, packed = save_model_folder(tmp_path / "model", "llama"), tmp_path / "packed"
-    prune = ["prune", "-m", "magnitude", "--sparsity", "50%", *TEXT, "--quiet", "-o"]
-    assert sned(*prune, tmp_path / "out", folder).code == 0
-    assert sned("pack", tmp_path / "out", "-o", packed).code == 0
+    packed = tmp_path / "packed"
+    assert sned("pack", save_zeroed(tmp_path / "out", "llama"), "-o", packed).code == 0
     before = tree(packed)
-    got = sned(*prune, packed, packed, "--overwrite")
+    got = sned("prune", packed, "-m", "magnitude", "--sparsity", "60%", *TEXT, "-o", packed, "--overwrite")
     assert got.code == 8
     assert f"{packed} is the model itself" in got.err
     assert tree(packed) == before

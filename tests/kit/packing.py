@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kit.tiny import make_model, make_tokenizer
 from sned.checkpoint.shards import ShardWriter
 from sned.jobs.pack import pack, unpack
 from sned.progress import SILENT
@@ -43,3 +44,14 @@ def halved(folder: Path) -> Path:
     """Write two shards, each with a matrix half of zeros and a norm."""
     tensors = {"a": HALF, "a.norm": torch.ones(32), "b": HALF.float(), "b.norm": torch.ones(32)}
     return folder_of(folder, tensors, max_shard_bytes=4300)
+
+
+def save_zeroed(folder: Path, name: str, dtype: torch.dtype = torch.float32, *, max_shard_size: str = "5GB") -> Path:
+    """Write a model with about half of the weights in its layers' matrices zero, as Hugging Face does."""
+    model, generator = make_model(name).to(dtype), torch.Generator().manual_seed(7)
+    for key, param in model.named_parameters():
+        if "proj" in key and param.dim() == 2:
+            param.data[torch.rand(param.shape, generator=generator) < 0.5] = 0.0
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    make_tokenizer().save_pretrained(folder)
+    return folder

@@ -19,9 +19,6 @@ import sned
 from sned.errors import BudgetError
 from sned.models.matrices import all_matrices
 from sned.models.view import View
-from sned.plans.budget import Budget
-from sned.runtime.method import find_method
-from sned.runtime.planner import make_plan
 
 every_method = pytest.mark.parametrize("method", OF_WEIGHTS)
 MANY = tokens(20, 16, seed=3)
@@ -166,11 +163,10 @@ class TestAlreadySparse:
 
 
 def test_a_saved_model_has_the_same_zeros_for_transformers(tmp_path: Path) -> None:
-    """A mask of some weights, then new values of others, in fused projections."""
+    """New values, then a mask, in fused projections."""
     dense = sned.load(str(save_model_folder(tmp_path / "dense", "phi3")))
-    view = dense.view.fork()
-    first = make_plan(view, find_method("wanda"), TEXT, Budget(sparsity=0.3), {"allocate": "owl:multiple=2"})
-    second = make_plan(view, find_method("sparsegpt"), TEXT, Budget(sparsity=0.55), {"keep_zeros": True})
+    first = sned.plan(dense, "sparsegpt", TEXT, sparsity=0.3, pattern="row")
+    second = sned.plan(sned.apply(first, dense), "wanda", TEXT, sparsity=0.55, allocate="owl:multiple=2")
     pruned = sned.apply(first.then(second), dense)
     sned.save(pruned, tmp_path / "out")
     loaded = View(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from kit.packing import HALF, back, folder_of, halved, there, tree
-from kit.tiny import make_model, make_tokenizer
+from kit.packing import HALF, back, folder_of, halved, save_zeroed, there, tree
+from kit.tiny import LAYERS
 
 from sned.checkpoint import packed_file
 from sned.checkpoint.locate import cache_folder, locate
@@ -45,19 +45,13 @@ def round_trip(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["llama", "qwen3"])  # untied and tied
 @pytest.mark.parametrize("shards", ["5GB", "40KB"])
 def test_every_file_of_a_model_comes_back(tmp_path: Path, name: str, dtype: torch.dtype, shards: str) -> None:
-    model = make_model(name).to(dtype)
-    for key, param in model.named_parameters():
-        if "proj" in key and param.dim() == 2:
-            param.data[torch.rand(param.shape, generator=torch.Generator().manual_seed(7)) < 0.5] = 0.0
-    folder = tmp_path / "model"
-    model.save_pretrained(folder, max_shard_size=shards)
-    make_tokenizer().save_pretrained(folder)
+    folder = save_zeroed(tmp_path / "model", name, dtype, max_shard_size=shards)
     for side in ("README.md", "sned/sparsity.json", "sned/plan.safetensors", "original/deep/x.bin", ".gitattributes"):
         (folder / side).parent.mkdir(parents=True, exist_ok=True)
         (folder / side).write_bytes(side.encode())
     assert (len(list(folder.glob("model*.safetensors"))) > 1) == (shards == "40KB")
     tensors = round_trip(folder)["tensors"]
-    assert tensors["packed"] == sum("proj" in key and "weight" in key for key, _ in model.named_parameters())
+    assert tensors["packed"] == 7 * LAYERS
     theory = 1 / (8 * dtype.itemsize) + 1 - tensors["sparsity"]
     assert tensors["ratio"] == pytest.approx(tensors["theory"], rel=1e-6) == pytest.approx(theory)
     assert (folder.with_name("packed") / "sned" / "sparsity.json").read_bytes() == b"sned/sparsity.json"

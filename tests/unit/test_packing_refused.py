@@ -172,18 +172,25 @@ def test_a_mask_that_lost_bits(half: Path, packed: Path) -> None:
 
 
 def test_what_does_not_come_back_is_not_kept(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the disk had returned something else than was written to it, or the model were being written still."""
+    """As if the disk had returned something else than was written to it."""
     put = packed_file._put
     monkeypatch.setattr(packed_file, "_put", lambda out, at, data: put(out, at, data ^ (data == 0x3F)))
     assert f"a.norm does not come back from {FIRST}" in refusal(lambda: there(half), VerificationError)
     monkeypatch.setattr(packed_file, "_put", lambda out, at, data: put(out, at, data | (data == 0x55).byte() * 0xAA))
     assert "the mask of a keeps more values" in refusal(lambda: there(half), VerificationError)
 
+
+@pytest.mark.parametrize(("tensor", "what"), [("a.norm", "a.norm does not come back"), ("b.norm", "changed while")])
+def test_a_model_that_changes_meanwhile(half: Path, monkeypatch: pytest.MonkeyPatch, tensor: str, what: str) -> None:
+    """After a tensor was packed, or after its file was looked through and before it is packed."""
+    put, done = packed_file._put, []
+
     def meddling(out: Any, at: int, data: torch.Tensor) -> int:
-        flip(half / "model-00001-of-00002.safetensors", "a.norm")
+        if not done:
+            flip(half / f"model-0000{1 + (tensor == 'b.norm')}-of-00002.safetensors", tensor)
+            done.append(tensor)
         return put(out, at, data)
 
     monkeypatch.setattr(packed_file, "_put", meddling)
-    assert VerificationError.exit_code == 10
-    refusal(lambda: there(half), VerificationError)
+    assert what in refusal(lambda: there(half), VerificationError)
     assert [path.name for path in half.parent.iterdir()] == ["half"]

@@ -56,7 +56,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
-        self._origin = _cuts_so_far(self.dense)
+        self._origin = [] if self.journal.folder is None else _cuts_so_far(self.dense)
 
     @property
     def calibration(self) -> Tokens:

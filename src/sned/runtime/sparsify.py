@@ -151,7 +151,7 @@ def _prune(
         matrix.write(gone, outcome.gone.cpu())
         if outcome.weight is not None:
             values = kept.setdefault(matrix.param, torch.zeros(like.shape, dtype=view.dtype))
-            matrix.write(values, (outcome.weight + 0.0).to("cpu", view.dtype))
+            matrix.write(values, outcome.weight.to("cpu", view.dtype) + 0.0)
     packed = {param: pack(gone) for param, gone in masks.items() if param not in kept}
     return kept | packed | {"facts": torch.tensor(facts, dtype=torch.float64)}
 
