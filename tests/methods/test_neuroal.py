@@ -271,8 +271,7 @@ class TestResuming:
             assert_same_logits(swept(view), swept(other), exact=True)
             assert cost.forward_layer_tokens < left.forward_layer_tokens or after == 0
             left = cost
-        again = Cost()
-        assert search(fresh("llama"), method, folder, cost=again, **given).stages == straight.stages
+        assert search(fresh("llama"), method, folder, cost=(again := Cost()), **given).stages == straight.stages
         assert again.forward_layer_tokens == 0
 
     def test_what_was_given_up_against_one_rival_is_measured_against_another(self, tmp_path: Path) -> None:
