@@ -70,8 +70,8 @@ class Pruned:
             for matrix in (m for m in self.matrices if m.layer == layer):
                 self.local[matrix.name] = now[matrix.name]
                 scores = weights[matrix].abs() * now[matrix.name]
-                for row, score, count in zip(weights[matrix], scores, wanted[matrix.name].counts, strict=True):
-                    row[score.argsort(stable=True)[:count]] = 0
+                rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
+                weights[matrix][rank < wanted[matrix.name].counts[:, None]] = 0
             set_weights(view, weights)
         self.sparse = self.norms(view)
 

@@ -95,7 +95,7 @@ class Matrix:
             NumericalError: it holds NaN or infinity.
         """
         weight = self.read(block.get_parameter(self.param).detach())
-        if not torch.isfinite(weight).all():
+        if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
             raise NumericalError(f"{self.name} holds NaN or infinity", hint="see whether the checkpoint is damaged")
         return weight
 

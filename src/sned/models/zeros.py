@@ -33,4 +33,4 @@ def count_zeros(view: View) -> Iterator[Zeros]:
         with view.materialised(layer) as block:
             for matrix in matrices(view, layer):
                 weight = matrix.read(block.get_parameter(matrix.param).detach())
-                yield Zeros(matrix, int((weight == 0).sum()))
+                yield Zeros(matrix, weight.numel() - int(weight.count_nonzero()))

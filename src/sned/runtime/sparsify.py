@@ -114,7 +114,7 @@ def prune_layer(
 
 
 def editing(pruned: Sequence[tuple[Matrix, torch.Tensor, Outcome]]) -> Edit:
-    """Return the edit that makes matrices of one layer what became of them."""
+    """Return the edit that lets matrices of one layer be, for a while, what became of them; zeros may be negative."""
 
     def change(weights: Weights) -> None:
         for param in dict.fromkeys(matrix.param for matrix, _, _ in pruned):
@@ -122,7 +122,7 @@ def editing(pruned: Sequence[tuple[Matrix, torch.Tensor, Outcome]]) -> Edit:
             for matrix, weight, outcome in pruned:
                 if matrix.param == param:
                     values = weight if outcome.weight is None else outcome.weight
-                    matrix.write(new, values.masked_fill(outcome.gone, 0.0).to(new))
+                    matrix.write(new, (values * ~outcome.gone).to(new))
             weights[param] = new
 
     return change
@@ -146,7 +146,8 @@ def _prune(
         damping = -1.0 if outcome.damping is None else outcome.damping
         read = inputs.get(matrix.reads)
         starved = read is not None and not read.tokens
-        facts.append([int(outcome.gone.sum()), int((weight == 0).sum()), damping, starved])
+        zeros, before = int(outcome.gone.count_nonzero()), matrix.size - int(weight.count_nonzero())
+        facts.append([zeros, before, damping, starved])
         gone = masks.setdefault(matrix.param, torch.zeros(like.shape, dtype=torch.bool))
         matrix.write(gone, outcome.gone.cpu())
         if outcome.weight is not None:
@@ -178,7 +179,7 @@ def _ops(ctx: Context, layer: int, kept: Kept) -> Iterator[Op]:
         tensor = kept[param]
         reference = ctx.put(f"{layer}.{param}", tensor)
         if tensor.dtype == torch.uint8:
-            zeros = int(unpack(tensor, shapes[param]).sum())
+            zeros = int(unpack(tensor, shapes[param]).count_nonzero())
             yield Mask(layer=layer, param=param, tensor=reference, zeros=zeros, of=shapes[param].numel())
         else:
             yield SetWeight(layer=layer, param=param, tensor=reference)

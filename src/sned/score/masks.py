@@ -32,12 +32,12 @@ def rows_lowest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     _refuse_nan(scores)
     counts = counts.to(scores.device)[:, None]
     border = _ordered(scores, counts)
-    lowest = scores < border
-    ties = scores == border
-    room = counts - lowest.sum(1, keepdim=True)
-    if bool((ties.sum(1, keepdim=True) > room).any()):
-        ties &= ties.cumsum(1) <= room
-    return (lowest | ties) & (counts > 0)
+    found = scores <= border
+    if int(found.count_nonzero()) == int(counts.sum()):
+        return found
+    lowest = scores < border  # some row has more scores as large as its last one that goes, or none is to go
+    ties = found & ~lowest
+    return (lowest | (ties & (ties.cumsum(1) <= counts - lowest.sum(1, keepdim=True)))) & (counts > 0)
 
 
 def matrix_lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -98,7 +98,7 @@ def _ordered(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse_nan(scores: torch.Tensor) -> None:
-    if scores.isnan().any():
+    if scores.sum().isnan() and scores.isnan().any():  # the sum is quick, but infinities may cancel in it
         raise NumericalError("a score is NaN", hint="see whether the weights and the calibration states are finite")
 
 
