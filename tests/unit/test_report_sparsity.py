@@ -94,6 +94,16 @@ def test_outcome_in_plain_words() -> None:
     assert words.endswith("Pattern row (chosen within each row), uniform shares, other weights unchanged.")
 
 
+def test_a_difference_in_speed_is_not_credited_to_zeros() -> None:
+    pace = {"prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 10.0}
+    speed = {"dense": pace, "pruned": pace, "prefill_ratio": 1.07, "decode_ratio": 1.04}
+    made = report(speed=speed)
+    assert "faster" not in facts.verdict(made)
+    assert "as fast" not in facts.verdict(made)
+    assert all(row.side == "" for row in facts.rows(made) if row.section == "Speed")
+    assert "Decoding speed" not in html.render(made)
+
+
 def test_layers_that_went_are_told_first() -> None:
     words = plain(facts.verdict(report(removed=2)))
     assert words.startswith("1 of 4 layers removed (2). 60.0% of 28.0 k weights")

@@ -5,7 +5,7 @@ Layers are counted from 0 in the base model, and a range names both its ends.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from sned.canon import format_span
@@ -142,9 +142,14 @@ def verdict(report: Report) -> str:
         sentences.append(f"Perplexity {numbers.decimal(before)} → {numbers.decimal(after)}{ratio}")
     elif quality:
         sentences.append(f"Perplexity {numbers.decimal(quality.pruned.perplexity)}")
-    if report.speed:
+    if report.speed and not only_zeros(report):
         sentences.append(f"Decodes {numbers.decimal(report.speed.decode_ratio)} times as fast")
     return ". ".join(filter(None, sentences)) + "."
+
+
+def only_zeros(report: Report) -> bool:
+    """Tell whether nothing but single weights went: any difference in speed is then the machine's own unrest."""
+    return report.sparsity is not None and report.model.params.dense == report.model.params.pruned
 
 
 def compared(report: Report, beside: Baseline) -> str:
@@ -240,7 +245,7 @@ def _speed_rows(report: Report) -> list[Row]:
         table.append(Row("Speed", "Decode, decoder layers alone", "", "", numbers.times(ratio), side))
     if speed.head_share is not None:
         table.append(Row("Speed", "Decode, share of the head", numbers.percent(speed.head_share), "", "", ""))
-    return table
+    return [replace(row, side="") for row in table] if only_zeros(report) else table
 
 
 def _size(label: str, dense: int, pruned: int, spell: Callable[[int], str]) -> Row:

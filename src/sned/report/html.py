@@ -98,7 +98,8 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
     ]
     if zeroed := report.sparsity:
         size = f"{numbers.count(zeroed.zeros, 3)} of {numbers.count(zeroed.of, 3)}"
-        tiles = [tile for tile in tiles if tile[:2] != ("KV cache", "same")]
+        silent = {"Decoding speed"} if facts.only_zeros(report) else set()
+        tiles = [tile for tile in tiles if tile[0] not in silent and tile[:2] != ("KV cache", "same")]
         tiles.insert(0, ("Zeros in the layers", numbers.percent(zeroed.ratio), size))
     return tiles
 
