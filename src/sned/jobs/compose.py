@@ -19,8 +19,6 @@ from sned.plans.diff import layer_states
 from sned.report.schema import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sned.checkpoint.model import Model
     from sned.checkpoint.verify import Verification
     from sned.data.tokens import Tokens
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from sned.jobs.session import Session
     from sned.models.geometry import Geometry
     from sned.models.view import View
-    from sned.models.zeros import Zeros
     from sned.plans.diff import LayerState
     from sned.plans.plan import Plan, Stage
 
@@ -107,43 +104,6 @@ def of_plan(plan: Plan, geometry: Geometry) -> dict[str, Any]:
         names = ("layer", "which", "ridge", "left")
         blocks["repair"] = [{name: row[name] for name in names} for row in refits]
     return blocks
-
-
-def of_zeros(plan: Plan, stage: Stage, counted: Sequence[Zeros], width: int) -> dict[str, Any]:
-    """Return the sparsity block: what is zero in every matrix, and how that was decided.
-
-    Args:
-        plan: The plan.
-        stage: The last stage that set weights to zero.
-        counted: What is zero in the pruned model.
-        width: Bytes of a weight.
-    """
-    rows = stage.scores["sparsity"]
-    zeros, of = sum(row.zeros for row in counted), sum(row.of for row in counted)
-    packed = sum(-(-row.of // 8) + (row.of - row.zeros) * width for row in counted)
-    return {
-        "zeros": zeros,
-        "of": of,
-        "ratio": zeros / of,
-        "ratio_of_all": zeros / plan.pruned.params,
-        "target": stage.options["sparsity"],
-        "zero_before": sum(row["zero_before"] for row in rows),
-        "diagonal": [row["matrix"] for row in rows if row["damping"] < 0],
-        "matrices": _by_role(counted),
-        "allocation": stage.scores.get("allocation"),
-        "packed_ratio": packed / (of * width),
-    }
-
-
-def _by_role(counted: Sequence[Zeros]) -> list[dict[str, Any]]:
-    """Return the zeros of every layer's q, k, v and so on; those of experts together."""
-    found: dict[tuple[int, str], dict[str, Any]] = {}
-    for row in counted:
-        layer, role = row.matrix.layer, row.matrix.role
-        total = found.setdefault((layer, role), {"layer": layer, "role": role, "zeros": 0, "of": 0})
-        total["zeros"] += row.zeros
-        total["of"] += row.of
-    return list(found.values())
 
 
 def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]:

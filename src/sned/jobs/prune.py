@@ -13,9 +13,7 @@ import yaml
 
 from sned.checkpoint.folders import atomic_folder
 from sned.checkpoint.save import save_model
-from sned.checkpoint.sparsity import census, write_census
 from sned.checkpoint.verify import verify
-from sned.errors import VerificationError
 from sned.evaluation.quality import Quality, measure_quality
 from sned.evaluation.samples import continue_greedily
 from sned.evaluation.speed import race
@@ -33,11 +31,10 @@ from sned.jobs.session import (
     spare_source,
     unfinished_work,
 )
+from sned.jobs.zeros import census_of
 from sned.models.count import count
-from sned.models.zeros import count_zeros
 from sned.plans.store import save_plan
 from sned.runtime.method import find_method
-from sned.score.quota import parse_n_of_m
 
 if TYPE_CHECKING:
     from sned.checkpoint.model import Model
@@ -151,7 +148,7 @@ def write_output(
     with session.phase("save"):
         proposal = save_model(pruned, folder, progress=session.progress)
         save_plan(plan, notes)
-        sparsity = _census(folder, plan, pruned, notes)
+        sparsity = census_of(folder, plan, pruned)
     with session.phase("verify"):
         verification = verify(pruned.view, folder, stock=proposal.stock, progress=session.progress)
     report = compose.build(
@@ -170,24 +167,6 @@ def write_output(
     base = dense.source if "/" in dense.source and not Path(dense.source).exists() else None
     (folder / "README.md").write_text(render_card(report, metadata, name=name, base_model=base), encoding="utf-8")
     return report
-
-
-def _census(folder: Path, plan: Plan, pruned: Model, notes: Path) -> dict[str, Any]:
-    """Write down and return what is zero in the saved model, if the plan set weights to zero.
-
-    Raises:
-        VerificationError: the files hold other zeros than the model.
-    """
-    stages = [stage for stage in plan.stages if "sparsity" in stage.scores]
-    if not stages:
-        return {}
-    runs = parse_n_of_m(str(stages[-1].options.get("pattern", "")))
-    found = census(folder, pruned.view, None if runs is None else runs[1])
-    counted = list(count_zeros(pruned.view))
-    if found["zeros"] != sum(row.zeros for row in counted):
-        raise VerificationError(f"{folder} holds {found['zeros']} zeros in its layers, and the model has others")
-    write_census(found, notes)
-    return {"sparsity": compose.of_zeros(plan, stages[-1], counted, pruned.view.dtype.itemsize)}
 
 
 def measure_speed(dense: Model, pruned: Model, session: Session) -> dict[str, Any] | None:
