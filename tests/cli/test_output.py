@@ -157,7 +157,7 @@ def test_eval_and_bench_compare(
     sned: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, report: Callable[..., Report]
 ) -> None:
     monkeypatch.setattr("sned.jobs.evaluate.evaluate", lambda *_: report(quality=MEASURED["quality"]))
-    monkeypatch.setattr("sned.jobs.bench.bench", lambda *_: report(speed=MEASURED["speed"]))
+    monkeypatch.setattr("sned.jobs.bench.bench", lambda *_, **__: report(speed=MEASURED["speed"]))
     beside = sned("eval", "out", "--against", "base")
     assert "KL from the base" in beside.out
     assert "builtin:wiki" in beside.out

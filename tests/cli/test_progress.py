@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from rich.console import Console
@@ -15,6 +15,8 @@ from sned.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sned.plans.budget import Budget
 
 
 class Clock:
@@ -152,15 +154,30 @@ def test_logs_keep_no_news(terminal: Terminal, kind: type[Lines | Quiet]) -> Non
     assert written(terminal) == ""
 
 
+def budget(method: str, *, remove_of: Literal["all", "body"] = "all", pattern: str = "", **given: Any) -> Budget:
+    settings = {"pattern": pattern} if pattern else {}
+    nothing: dict[str, Any] = dict.fromkeys(("layers", "blocks", "remove", "sparsity"))
+    return requests.budget(method, settings, remove_of=remove_of, **(nothing | given))
+
+
 def test_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert requests.budget("uidl", 6, None, None, "all").layers == 6
-    assert requests.budget("uidl", None, None, "25%", "body").remove == 0.25
-    assert requests.budget("blockpruner", None, 12, None, "all").blocks == 12
+    assert budget("uidl", layers=6).layers == 6
+    assert budget("uidl", remove="25%", remove_of="body").remove == 0.25
+    assert budget("blockpruner", blocks=12).blocks == 12
+    assert budget("wanda", sparsity="60%").sparsity == 0.6
+    assert budget("wanda", sparsity="0").sparsity == 0
+    assert budget("wanda", pattern="2:8").sparsity == 0.75, "a pattern says how much"
     with pytest.raises(ConfigError, match="25%"):
-        requests.budget("uidl", None, None, "25", "all")
+        budget("uidl", remove="25")
+    with pytest.raises(ConfigError, match="60%"):
+        budget("wanda", sparsity="60")
     with pytest.raises(BudgetError):
-        requests.budget("uidl", -1, None, None, "all")
+        budget("uidl", layers=-1)
+    with pytest.raises(BudgetError, match="less than 1"):
+        budget("wanda", sparsity="100%")
     with pytest.raises(ConfigError, match="no budget"):
-        requests.budget("uidl", None, None, None, "all")
+        budget("uidl")
+    with pytest.raises(ConfigError, match="no budget"):
+        budget("wanda", pattern="row")
     monkeypatch.setattr("sned.runtime.method.Method.default_layers", 4)
-    assert requests.budget("uidl", None, None, None, "all").layers == 4
+    assert budget("uidl").layers == 4

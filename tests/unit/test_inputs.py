@@ -211,8 +211,10 @@ def test_what_is_too_large_to_sum_up_names_the_module_and_the_layer(needs: Needs
 def test_a_layer_that_returns_infinity_is_named() -> None:
     view = sick(torch.inf, undone=False)
     assert gathered(view, 1)
-    with pytest.raises(NumericalError, match="layer 2 returns NaN or infinity"):
+    with pytest.raises(NumericalError, match=r"what mlp\.down_proj of layer 2 receives holds NaN or infinity"):
         gathered(view, 2)
+    with pytest.raises(NumericalError, match="layer 2 returns NaN or infinity"):
+        gather(Stream(view, TEXT.ids, Cost()), 2, matrices(view, 2), "norms", stay=False)
 
 
 def test_hooks_are_gone_afterwards() -> None:
