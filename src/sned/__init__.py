@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sned.data.tokens import Tokens
     from sned.plans.plan import Plan
     from sned.report.schema import Report
+    from sned.runtime.allocator import allocator
     from sned.runtime.context import Context
     from sned.runtime.method import method
 
@@ -24,6 +25,7 @@ _HOMES = {
     "Plan": "sned.plans.plan",
     "Report": "sned.report.schema",
     "Tokens": "sned.data.tokens",
+    "allocator": "sned.runtime.allocator",
     "apply": "sned.api",
     "evaluate": "sned.api",
     "load": "sned.api",
@@ -40,6 +42,7 @@ __all__ = [
     "Report",
     "Tokens",
     "__version__",
+    "allocator",
     "apply",
     "evaluate",
     "load",
