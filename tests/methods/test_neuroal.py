@@ -179,7 +179,7 @@ def test_rows_that_lose_more_are_pruned_less_within_the_same_total(monkeypatch: 
     monkeypatch.setattr(neuroal, "SPREADS", (0.1,))
     views = {step: fresh("llama") for step in ("block", "both")}
     for step, view in views.items():
-        search(view, step=step)
+        search(view, step=step, reference="global")
     block, both = (zeros_of(view) for view in views.values())
     ctx = context_of(fresh("llama"), TEXT)
     drops = Alignment(ctx, task_of(ctx.view), "global", len(TEXT)).drops(ramp(0.1))

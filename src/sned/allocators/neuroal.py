@@ -33,7 +33,7 @@ def neuroal(
     ] = "block",
     reference: Annotated[
         Reference, "compare with the dense model (global), or with dense layers on pruned inputs (local)"
-    ] = "global",
+    ] = "local",
     every: Annotated[bool, "try every spread, even if few show where the lowest lies"] = False,
     windows: Annotated[int | None, Field(ge=1), "windows of text to search on; default: one of 16"] = None,
 ) -> Shares:
@@ -43,10 +43,11 @@ def neuroal(
     Each tries a list of spreads on a few windows, with masks that are taken back, and takes the one whose norms of
     activations, relative to their sum, are closest (equation 3).
 
-    Departures: no spread at all is among those tried; shares meet the budget exactly; activations are compared with
-    the dense model itself, unless `reference` is local, where errors of earlier layers go unseen and queries, keys and
-    values always match; readers are found by what they read, not by their place in a list, so that grouped queries,
-    fused and parallel layers are served, and rows of `down` are compared by the next layer.
+    Departures: no spread at all is among those tried; shares meet the budget exactly; readers are found by what they
+    read, not by their place in a list, so that grouped queries, fused and parallel layers are served. `reference` is
+    local as in the released code, where errors of earlier layers go unseen and queries, keys and values always match;
+    with the dense model itself, global, what the last layers lose is hardly seen, and they are emptied too far
+    (SmolLM2-135M at 60%: perplexity 98 local, 147 global, 124 uniform).
     """
     if step != "block" and task.pattern != "row":
         raise ConfigError(
