@@ -82,10 +82,10 @@ def carry_out(ctx: Context, task: Task, wanted: Mapping[str, Quota]) -> Iterator
                 inputs = gather(stream, layer, matrices, task.sparsifier.needs, advance)
                 kept = _prune(ctx.view, layer, matrices, inputs, wanted, task.sparsifier)
                 ctx.journal.save_tensors("sparse", key, kept)
+                if tokens is None:
+                    advance(ids.numel())  # no layer was run that would have told
             else:
                 advance(ids.numel())
-            if tokens is None:
-                advance(1)
             rows += _rows(ctx, matrices, kept.pop("facts"))
             yield from _ops(ctx, layer, kept)
 
