@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +11,14 @@ import torch
 from sned.runtime import journal as journals
 from sned.runtime.journal import Journal, Pacer
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 KEY = ["model", 3, {"layers": [1, 2]}]
 TENSORS = {"sum": torch.arange(6.0).view(2, 3), "tokens": torch.tensor(12)}
+
+
+def own_bytes() -> int:
+    """The memory that this process holds of its own, without pages of files."""
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(rows["RssAnon"].split()[0]) * 1024
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
@@ -123,6 +126,23 @@ class TestTensors:
         journal.forget("pass", KEY)
         assert torch.equal(loaded["sum"], TENSORS["sum"])
         loaded["sum"] += 1
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells how much memory is whose")
+    def test_what_is_shelved_is_fetched_without_being_read(self, tmp_path: Path) -> None:
+        """A plan may be larger than memory: what lies on the shelf takes none."""
+        journal, large = Journal(tmp_path), torch.arange(8_000_000.0)
+        before = own_bytes()
+        kept = journal.shelve("large", large)
+        again = Journal(tmp_path).fetch("large")
+        assert own_bytes() - before < large.nbytes / 2
+        assert again is not None
+        assert torch.equal(kept, large)
+        assert torch.equal(again, large)
+        assert journal.fetch("small") is None
+
+    def test_without_a_folder_what_is_shelved_stays_where_it_is(self) -> None:
+        assert Journal().shelve("sum", TENSORS["sum"]) is TENSORS["sum"]
+        assert Journal().fetch("sum") is None
 
     def test_what_is_forgotten_is_gone(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path)

@@ -19,6 +19,9 @@ from sned.score.schedules import outlier_shares
 if TYPE_CHECKING:
     from sned.models.matrices import Matrix
 
+COUNTED = 4
+"""One window of so many is looked at: a layer's share of outliers hardly depends on how much text it saw."""
+
 
 @allocator(
     paper="arXiv:2310.05175",
@@ -30,14 +33,15 @@ def owl(
     *,
     multiple: Annotated[float, Field(gt=0), "a score this many times the mean of its layer is an outlier"] = 5.0,
     spread: Annotated[float, Field(ge=0, lt=1), "half of the range of the layers' shares"] = 0.08,
+    windows: Annotated[int | None, Field(ge=1), "windows of text to count outliers on; default: one of 4"] = None,
 ) -> Shares:
     """Give layers whose scores have more outliers a smaller share of zeros.
 
     Scores are `|weight| * norm of its input` in the dense model; a layer's matrices get the same share. One forward
-    pass finds them, where the released code runs two. The shares are then moved and bounded as a whole so that the
-    budget is met, where that code clips without making up for it.
+    pass over a part of the text finds them, where the released code runs two over all of it. The shares are then
+    moved and bounded as a whole so that the budget is met, where that code clips without making up for it.
     """
-    tokens = ctx.calibration
+    tokens = ctx.calibration.take(windows or -(-len(ctx.calibration) // COUNTED))
     stream = Stream(ctx.view, tokens.ids, ctx.cost)
     ratios: dict[int, float] = {}
     with ctx.progress.task("find outliers", len(task.layers) * tokens.n_tokens) as advance:

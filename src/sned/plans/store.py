@@ -6,6 +6,7 @@ May import its neighbours in `plan`.
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -22,7 +23,7 @@ TENSOR_FILE = "plan.safetensors"
 
 def save_plan(plan: Plan, folder: Path) -> None:
     """Write a plan into an existing folder."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     document = {
         "format": FORMAT,
@@ -30,10 +31,11 @@ def save_plan(plan: Plan, folder: Path) -> None:
         **plan.model_dump(mode="json"),
         "tensors": {name: tensor_digest(t) for name, t in plan.tensors.items()},
     }
-    if plan.tensors:
-        # written by ourselves: the library makes its files readable by their owner only
-        (folder / TENSOR_FILE).write_bytes(save({name: t.contiguous() for name, t in plan.tensors.items()}))
     (folder / PLAN_FILE).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if plan.tensors:
+        save_file({name: t.contiguous() for name, t in plan.tensors.items()}, folder / TENSOR_FILE)
+        # the library makes its files readable by their owner only
+        shutil.copymode(folder / PLAN_FILE, folder / TENSOR_FILE)
 
 
 def load_plan(path: Path) -> Plan:

@@ -6,7 +6,7 @@ on. May import `models`, `data`, `plan`, `score` and its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -125,13 +125,23 @@ class Context:
     def put(self, label: str, tensor: torch.Tensor) -> str:
         """Keep a tensor for the plan and return the reference by which ops name it.
 
-        Of floating-point tensors those in a wider type than float32 are kept in float32.
+        Of floating-point tensors those in a wider type than float32 are kept in float32. They lie in the files of the
+        journal where there is one, so that a plan may be larger than memory.
         """
         dtype = torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
         kept = tensor.detach().to("cpu", dtype).contiguous()
         reference = f"{label}.{tensor_digest(kept)[:12]}"
-        self.tensors[reference] = kept
+        self.tensors[reference] = self.journal.shelve(reference, kept)
         return reference
+
+    def recover(self, references: Iterable[str]) -> bool:
+        """Take up tensors again that an interrupted run has put, and tell whether all of them are there."""
+        for reference in references:
+            if reference not in self.tensors:
+                if (kept := self.journal.fetch(reference)) is None:
+                    return False
+                self.tensors[reference] = kept
+        return True
 
     def _accumulate(self, statistics: Sequence[Statistic[Any]], tokens: Tokens, key: list[Any], label: str) -> None:
         """Update statistics over all tokens, going on from where an interrupted pass was saved."""

@@ -70,6 +70,25 @@ class Journal:
         # copies, since sums and products may depend on where in memory they begin, and files begin anywhere
         return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
+    def shelve(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Move a tensor into a file of its own and return it as it lies there: read when used, not held in memory.
+
+        Without a folder it stays where it is. What lies in a file may begin anywhere: copy it before multiplying.
+        """
+        if self.folder is None or not tensor.numel():
+            return tensor
+        self.save_tensors("tensor", name, {"tensor": tensor}, partial=True)
+        kept = self.fetch(name)
+        return tensor if kept is None else kept
+
+    def fetch(self, name: str) -> torch.Tensor | None:
+        """Return a tensor that was shelved under a name, if any, without reading it yet."""
+        if self.folder is None or not (file := self._file("tensor", name, ".safetensors")).exists():
+            return None
+        from safetensors.torch import load_file
+
+        return load_file(file)["tensor"]
+
     def save_tensors(self, what: str, key: Any, tensors: dict[str, torch.Tensor], *, partial: bool = False) -> None:
         """Keep tensors for `key`; those of an unfinished pass are not noted in the journal."""
         if self.folder is None:

@@ -18,7 +18,7 @@ from sned.runtime.board import BASE, Board
 from sned.runtime.objective import ObjectiveName, objective_of
 from sned.runtime.sweep import BATCH_TOKENS, Sweep
 from sned.runtime.trials import Trials
-from sned.score.racing import still_racing
+from sned.score.racing import least_now, still_racing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,12 +32,6 @@ SearchMode = Annotated[
 ]
 ObjectiveOption = Annotated[ObjectiveName, "what is kept low: perplexity, or KL divergence from the dense model"]
 Confidence = Annotated[float, Field(gt=0.5, lt=1), "racing: certainty with which a candidate is dropped"]
-
-LAZY_SHARE = 0.5
-"""A candidate measured in an earlier step is measured again if it could win at this share of what it cost then.
-
-Costs mostly grow as more is removed, and seldom fall by much.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +68,9 @@ class Search:
         sweep = Sweep(ctx.view, ctx.cost)
         self._trials = Trials(sweep, objective_of(objective, sweep, ctx.dense), ctx.tensors, ctx.progress.warn)
         self._objective: ObjectiveName = objective
-        self._known: dict[str, float] = {}
+        self._known: dict[str, tuple[float, int]] = {}
+        self._falls: list[float] = []
+        self._step = 0
 
     def best(self, candidates: Mapping[str, Sequence[Op]], savings: Mapping[str, float] | None = None) -> Choice:
         """Return the candidate with the least loss or, with savings, the least increase in loss per thing saved.
@@ -84,6 +80,7 @@ class Search:
         Raises:
             NumericalError: no candidate has a finite loss.
         """
+        self._step += 1
         tokens = self._ctx.calibration
         windows = len(tokens)
         board = Board(self._ctx, self._trials, self._objective, tokens, candidates, savings)
@@ -128,16 +125,31 @@ class Search:
 
     def _contenders(self, board: Board, heat: int) -> list[str]:
         """Run the first heat with all that may win, judging from what candidates cost in earlier steps."""
-        hopes = {k: _hope(self._known[k]) / board.saving(k) for k in board.keys if k in self._known}
-        stale = min((self._known[k] / board.saving(k) for k in hopes), default=math.inf)
+        hopes = {k: self._hope(k) / board.saving(k) for k in board.keys if k in self._known}
+        stale = min((self._known[k][0] / board.saving(k) for k in hopes), default=math.inf)
         first = [k for k in board.keys if k not in hopes or hopes[k] <= stale]
         board.extend([BASE, *first], heat)
         leading = min(map(board.score, first))
         late = [k for k in board.keys if k not in first and hopes[k] <= leading]
         board.extend(late, heat)
         entered = [k for k in board.keys if board.windows(k)]
-        self._known |= {k: board.increase(k) for k in entered if math.isfinite(board.increase(k))}
+        self._remember({k: board.increase(k) for k in entered})
         return entered
+
+    def _hope(self, key: str) -> float:
+        """Return the least that a candidate may cost now, from what it cost when last measured."""
+        cost, step = self._known[key]
+        return least_now(cost, self._step - step, self._falls, self._confidence)
+
+    def _remember(self, increases: dict[str, float]) -> None:
+        """Keep what candidates cost on the first heat, and how fast that fell since they were last measured."""
+        for key, increase in increases.items():
+            if not math.isfinite(increase):
+                continue
+            if key in self._known:
+                cost, step = self._known[key]
+                self._falls.append((cost - increase) / (self._step - step))
+            self._known[key] = increase, self._step
 
     def _tell(self, board: Board, leader: str, n_live: int) -> None:
         note = f"best so far: {leader}, +{board.increase(leader):.4f} nats a token, {n_live} in the running"
@@ -154,8 +166,3 @@ class Search:
     def _heat(self, windows: int) -> int:
         """Return the windows of a first heat: those that run together through a layer."""
         return min(windows, max(1, BATCH_TOKENS // self._ctx.calibration.length))
-
-
-def _hope(increase: float) -> float:
-    """Return the least that a candidate may cost now, from what it cost before."""
-    return increase - (1 - LAZY_SHARE) * abs(increase)

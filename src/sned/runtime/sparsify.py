@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from sned.runtime.sparsifier import Outcome, Sparsifier
     from sned.score.quota import Quota
 
-Kept = dict[str, torch.Tensor]
-"""What became of a layer, as the journal keeps it: by parameter, packed bits (uint8) or new values."""
-
 
 def sparsify(ctx: Context, goal: Goal, sparsifier: Sparsifier, *, pattern: str, allocate: str) -> Iterator[Op]:
     """Yield the ops that set the share of weights to zero that the goal asks for.
@@ -77,17 +74,19 @@ def carry_out(ctx: Context, task: Task, wanted: Mapping[str, Quota]) -> Iterator
         for layer in task.layers:
             matrices = task.of(layer)
             key = [*ctx.state(tokens), task.sparsifier.name, [wanted[m.name].label for m in matrices]]
-            kept = ctx.journal.load_tensors("sparse", key)
-            if kept is None:
+            kept = ctx.journal.lookup("sparse", key)
+            if kept is None or not ctx.recover(kept["tensors"].values()):
                 inputs = gather(stream, layer, matrices, task.sparsifier.needs, advance)
-                kept = _prune(ctx.view, layer, matrices, inputs, wanted, task.sparsifier)
-                ctx.journal.save_tensors("sparse", key, kept)
+                changed, facts = _prune(ctx.view, layer, matrices, inputs, wanted, task.sparsifier)
+                tensors = {param: ctx.put(f"{layer}.{param}", tensor) for param, tensor in changed.items()}
+                kept = {"tensors": tensors, "facts": facts}
+                ctx.journal.keep("sparse", key, kept)
                 if tokens is None:
                     advance(ids.numel())  # no layer was run that would have told
             else:
                 advance(ids.numel())
-            rows += _rows(ctx, matrices, kept.pop("facts"))
-            yield from _ops(ctx, layer, kept)
+            rows += _rows(ctx, matrices, kept["facts"])
+            yield from _ops(ctx, layer, kept["tensors"])
 
 
 def prune_layer(
@@ -135,10 +134,10 @@ def _prune(
     inputs: Mapping[str, Inputs],
     wanted: Mapping[str, Quota],
     sparsifier: Sparsifier,
-) -> Kept:
-    """Prune a layer's matrices, and return by parameter what the journal keeps; `facts` are a row for each matrix."""
-    kept: Kept = {}
-    masks: Kept = {}
+) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
+    """Prune a layer's matrices; return packed bits (uint8) or new values by parameter, and facts by matrix."""
+    kept: dict[str, torch.Tensor] = {}
+    masks: dict[str, torch.Tensor] = {}
     facts: list[list[float]] = []
     params = dict(view.layer(layer).named_parameters())
     for matrix, weight, outcome in prune_layer(view, layer, matrices, inputs, wanted, sparsifier):
@@ -154,13 +153,13 @@ def _prune(
             values = kept.setdefault(matrix.param, torch.zeros(like.shape, dtype=view.dtype))
             matrix.write(values, outcome.weight.to("cpu", view.dtype) + 0.0)
     packed = {param: pack(gone) for param, gone in masks.items() if param not in kept}
-    return kept | packed | {"facts": torch.tensor(facts, dtype=torch.float64)}
+    return kept | packed, facts
 
 
-def _rows(ctx: Context, matrices: Sequence[Matrix], facts: torch.Tensor) -> Iterator[dict[str, Any]]:
+def _rows(ctx: Context, matrices: Sequence[Matrix], facts: list[list[float]]) -> Iterator[dict[str, Any]]:
     """Yield what the plan says of each matrix, and warn where a Hessian could not be used."""
     starved: set[int] = set()
-    for matrix, (zeros, before, damping, waited) in zip(matrices, facts.tolist(), strict=True):
+    for matrix, (zeros, before, damping, waited) in zip(matrices, facts, strict=True):
         if damping < 0:
             ctx.progress.warn(f"{matrix.name}: its Hessian could not be factored, so only its diagonal was used")
         if waited and matrix.expert is not None:
@@ -172,14 +171,13 @@ def _rows(ctx: Context, matrices: Sequence[Matrix], facts: torch.Tensor) -> Iter
         ctx.progress.warn(f"no calibration token came to {experts}: their weights went by magnitude")
 
 
-def _ops(ctx: Context, layer: int, kept: Kept) -> Iterator[Op]:
+def _ops(ctx: Context, layer: int, references: Mapping[str, str]) -> Iterator[Op]:
     """Yield an op for each parameter, in the order of the layer."""
     shapes = {name: param.shape for name, param in ctx.view.layer(layer).named_parameters()}
-    for param in [name for name in shapes if name in kept]:
-        tensor = kept[param]
-        reference = ctx.put(f"{layer}.{param}", tensor)
+    for param in [name for name in shapes if name in references]:
+        tensor = ctx.tensors[references[param]]
         if tensor.dtype == torch.uint8:
             zeros = int(unpack(tensor, shapes[param]).count_nonzero())
-            yield Mask(layer=layer, param=param, tensor=reference, zeros=zeros, of=shapes[param].numel())
+            yield Mask(layer=layer, param=param, tensor=references[param], zeros=zeros, of=shapes[param].numel())
         else:
-            yield SetWeight(layer=layer, param=param, tensor=reference)
+            yield SetWeight(layer=layer, param=param, tensor=references[param])

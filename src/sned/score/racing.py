@@ -6,6 +6,26 @@ from statistics import NormalDist
 
 import torch
 
+LAZY_SHARE = 0.5
+"""Until falls are known, a candidate may cost this share of what it did: costs mostly grow as more is removed."""
+FEW_FALLS = 20
+"""Falls that have to be known before they say what others will do."""
+
+
+def least_now(cost: float, age: int, falls: list[float], confidence: float) -> float:
+    """Return the least that a candidate may cost now, from what it cost some steps ago.
+
+    Args:
+        cost: Its increase in loss when it was measured.
+        age: Steps since then.
+        falls: By how much measured candidates became cheaper per step, on the same tokens; negative for dearer.
+        confidence: Share of the falls that are to be no greater than what is allowed for.
+    """
+    if len(falls) < FEW_FALLS:
+        return cost - (1 - LAZY_SHARE) * abs(cost)
+    fall = float(torch.tensor(falls, dtype=torch.float64).quantile(confidence))
+    return cost - age * max(0.0, fall)
+
 
 def paired_margin(values: torch.Tensor, leader: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard error of `values - leader` over the units both were measured on.
