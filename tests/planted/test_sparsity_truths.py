@@ -162,7 +162,7 @@ def test_swaps_bring_the_mean_output_back(method: str, pattern: str) -> None:
     views = [View(make_model("llama")) for _ in range(3)]
     for view in views:
         embedding = view.model.get_input_embeddings().weight.data
-        embedding += torch.randn(HIDDEN, generator=torch.Generator().manual_seed(5)) / 2
+        embedding += 2 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(5))
     dense, *others = views
     given = {"sparsity": 0.5, "pattern": pattern, "tokens": MANY} | ({"update": False} if method == "sparsegpt" else {})
     for view, refine in zip(others, (None, "dsnot"), strict=True):

@@ -91,7 +91,7 @@ def test_every_swap_brings_the_output_nearer(mask: torch.Tensor, group: int | No
     """Where inputs hardly vary, next to nothing is left of the change."""
     before, last = off(mask).abs(), mask
     for cycles in range(1, 12):
-        now = swap(WEIGHT, mask, MEAN, VARIANCE / 100, NORM, cycles=cycles, tolerance=0.0, group=group)
+        now = swap(WEIGHT, mask, MEAN, VARIANCE / 10_000, NORM, cycles=cycles, tolerance=0.0, group=group)
         moved = (now != last).sum(1)
         assert set(moved.tolist()) <= {0, 2}
         after = off(now).abs()
