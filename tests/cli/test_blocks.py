@@ -42,7 +42,7 @@ def test_the_whole_job(sned: Callable[..., Outcome], tmp_path: Path) -> None:
     assert "random (same shape)" in (out / "README.md").read_text()
     assert "How the search went" in (out / "sned" / "report.html").read_text()
     recipe = yaml.safe_load((out / "sned" / "recipe.yaml").read_text())
-    assert recipe["budget"]["blocks"] == 3
+    assert recipe["stages"][0]["prune"]["blocks"] == 3
     assert recipe["calibration"]["tokens"] == 64
 
     shown = sned("show", out).out

@@ -34,6 +34,7 @@ JOBS = {
     "inspect": ("sned.jobs.inspect.inspect", ["inspect", "demo"]),
     "scan": ("sned.jobs.scan.scan", ["scan", "demo"]),
     "eval": ("sned.jobs.evaluate.evaluate", ["eval", "demo"]),
+    "stability": ("sned.jobs.stability.compare_logs", ["stability", "base.jsonl", "pruned.jsonl"]),
     "bench": ("sned.jobs.bench.bench", ["bench", "demo"]),
     "demo": ("sned.jobs.demo.demo", ["demo"]),
     "report": ("sned.jobs.report.rewrite", ["report", "out"]),
@@ -168,6 +169,8 @@ def test_too_little_memory_is_not_a_bug(
         (["show", "nowhere", "--base", "demo"], 2, "--base is for --as multipruner"),
         (["import", "demo", "nowhere.json", "-o", "out"], 4, "nowhere.json is not readable JSON"),
         (["report", "nowhere"], 8, "nowhere"),
+        (["stability", "nowhere.jsonl", "pruned.jsonl"], 6, "nowhere.jsonl does not exist"),
+        (["stability", "a.jsonl", "b.jsonl", "--ddof", "2"], 2, "--ddof"),
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_loaded(

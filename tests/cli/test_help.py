@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .conftest import Outcome
 
 ROOT = typer.main.get_command(module.app)
-COMMANDS = ["prune", "plan", "apply", "import", "demo", "show", "diff"]
-COMMANDS += ["inspect", "scan", "methods", "eval", "bench", "report", "pack", "unpack"]
+COMMANDS = ["prune", "plan", "apply", "import", "heal", "run", "demo", "show", "diff"]
+COMMANDS += ["inspect", "scan", "methods", "eval", "stability", "bench", "report", "pack", "unpack"]
 EXAMPLES = [
     line.strip()
     for command in ROOT.commands.values()  # type: ignore[attr-defined]

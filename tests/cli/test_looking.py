@@ -43,7 +43,7 @@ def test_the_parts_add_up_to_the_whole(name: str) -> None:
 
 def test_the_parts_of_a_pruned_model_add_up() -> None:
     view = View(make_model("gemma2"))
-    surgery.replace_with_linear(view, [1, 2], torch.eye(32))
+    surgery.replace(view, [1, 2], "linear", torch.eye(32))
     surgery.drop_sublayer(view, 3, "attn")
     whole, parts = count(view), inspections.parts(view)
     for name in ("params", "flops_per_token", "kv_bytes_per_token"):

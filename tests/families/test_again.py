@@ -6,7 +6,7 @@ import pytest
 import torch
 from kit.compare import TOLERANCE, assert_same_logits, logits, swept
 from kit.planning import plan_on
-from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, LAYERS, STAND_INS, family_of, make_model, stand_ins
 
 from sned.models import surgery, trial
 from sned.models.count import count
@@ -14,14 +14,14 @@ from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op, Replace
 from sned.runtime.sweep import Site, Sweep
 
-TENSORS = {"map": torch.eye(HIDDEN) * 1.2}
+TENSORS = stand_ins(6)
 CUTS: dict[str, list[Op]] = {
     "drop 1,3": [DropLayers(layers=[1, 3])],
     "no attention 0": [DropSublayer(layer=0, which="attn")],
     "no attention 2": [DropSublayer(layer=2, which="attn")],
     "one group 1": [Keep(axis="layers.1.attn.group", units=[0])],
-    "replace 2-3": [Replace(layers=[2, 3], tensor="map")],
-    "replace 0": [Replace(layers=[0], tensor="map")],
+    **{f"{spec} for 2-3": [Replace(layers=[2, 3], spec=spec, tensor=spec)] for spec in STAND_INS},
+    "linear for 0": [Replace(layers=[0], tensor="linear")],
 }
 MLP_CUTS: dict[str, list[Op]] = {
     "no mlp 1": [DropSublayer(layer=1, which="mlp")],
@@ -82,7 +82,7 @@ def test_what_is_left_of_a_layer_adds_up(name: str, cut: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
-@pytest.mark.parametrize("cut", ["no attention 0", "one group 1", "replace 2-3"])
+@pytest.mark.parametrize("cut", ["no attention 0", "one group 1", "linear for 2-3", "lowrank for 2-3"])
 def test_it_can_be_planned_and_cut_again(name: str, cut: str) -> None:
     once = pruned(name, cut)
     view, twin = View(once.model), once.fork()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from kit.planted import streamed_view
-from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, LAYERS, family_of, make_model
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, LAYERS, STAND_INS, family_of, make_model, stand_ins
 from torch.utils.flop_counter import FlopCounterMode
 
 from sned.models.count import branch_counts, count, head_flops, units_counts
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from sned.models.family import Family, Sublayer
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
-TENSORS = {"map": torch.eye(HIDDEN)}
+TENSORS = stand_ins(2)
 FLOAT32 = 4
 CUTS: dict[str, Op] = {
     "drop 0": DropLayers(layers=[0]),
     "drop 1,3": DropLayers(layers=[1, 3]),
     "no attention 2": DropSublayer(layer=2, which="attn"),
     "one group 2": Keep(axis="layers.2.attn.group", units=[0]),
-    "replace 1-2": Replace(layers=[1, 2], tensor="map"),
+    **{f"{spec} for 1-2": Replace(layers=[1, 2], spec=spec, tensor=spec) for spec in STAND_INS},
 }
 MLP_CUTS: dict[str, Op] = {
     "no mlp 4": DropSublayer(layer=4, which="mlp"),
@@ -52,7 +52,7 @@ def removed_by(op: Op, view: View) -> int:
         case DropLayers():
             return sum(sum(sizes[i].values()) for i in op.layers)
         case Replace():
-            return sum(sum(sizes[i].values()) for i in op.layers) - view.geometry.hidden**2
+            return sum(sum(sizes[i].values()) for i in op.layers) - math.prod(STAND_INS[op.spec])
         case DropSublayer():
             parts = sublayer_modules(family, op.which)
             return sum(n for name, n in sizes[op.layer].items() if name.startswith(tuple(f"{p}." for p in parts)))
@@ -124,9 +124,10 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
     assert count(view).body_params == view.geometry.body_params
 
 
-@pytest.mark.parametrize(
-    ("name", "cut"), [(n, c) for n in DENSE_NAMES for c in ("drop 1,3", "no mlp 4", "one group 2", "replace 1-2")]
-)
+COUNTED = ["drop 1,3", "no mlp 4", "one group 2", *(f"{spec} for 1-2" for spec in STAND_INS)]
+
+
+@pytest.mark.parametrize(("name", "cut"), [(n, c) for n in DENSE_NAMES for c in COUNTED])
 def test_operations_are_those_of_the_matrix_products(name: str, cut: str) -> None:
     view = View(make_model(name))
     for op in (None, (CUTS | MLP_CUTS)[cut]):

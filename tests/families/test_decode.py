@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from kit.compare import assert_same_logits, decoded, logits
-from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, LAYERS, make_model
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, IDS, LAYERS, STAND_INS, make_model, stand_ins
 
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op, Replace
 
-TENSORS = {"map": torch.eye(HIDDEN) * 1.1}
+TENSORS = stand_ins(8)
+TENSORS["map"] = TENSORS["linear"]
 ATTENTION = {i: DropSublayer(layer=i, which="attn") for i in range(LAYERS)}
 CUTS: dict[str, list[Op]] = {
     "nothing": [],
@@ -23,7 +24,7 @@ CUTS: dict[str, list[Op]] = {
     "drop 0, no attention 1": [DropLayers(layers=[0]), ATTENTION[1]],
     "no attention 2, drop 0-1": [ATTENTION[2], DropLayers(layers=[0, 1])],
     "one group 1": [Keep(axis="layers.1.attn.group", units=[0])],
-    "replace 0": [Replace(layers=[0], tensor="map")],
+    **{f"{spec} for 0": [Replace(layers=[0], spec=spec, tensor=spec)] for spec in STAND_INS},
     "replace 0-1": [Replace(layers=[0, 1], tensor="map")],
     "replace 2-4": [Replace(layers=[2, 3, 4], tensor="map")],
     "replace 1, no attention 0": [Replace(layers=[1], tensor="map"), ATTENTION[0]],

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from kit.compare import assert_differ, assert_same_logits, logits, swept
 from kit.planted import streamed_view
-from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, LAYERS, STAND_INS, family_of, make_model, stand_ins
 
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
@@ -17,13 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
-TENSORS = {"map": torch.eye(HIDDEN) * 1.3}
+TENSORS = stand_ins(4)
+TENSORS["map"] = TENSORS["linear"]
 
 
 def cuts(name: str) -> list[Op]:
-    """One op of every kind that a family allows, none in another's way."""
+    """One op of every kind that a family allows, none in another's way; one map after the other stands at layer 3."""
     ops: list[Op] = [DropLayers(layers=[0]), DropSublayer(layer=1, which="attn")]
-    ops += [Keep(axis="layers.2.attn.group", units=[0]), Replace(layers=[3], tensor="map")]
+    ops += [Keep(axis="layers.2.attn.group", units=[0])]
+    ops += [Replace(layers=[3], spec=spec, tensor=spec) for spec in STAND_INS]
     if name in DENSE_NAMES:
         ops += [Keep(axis="layers.4.mlp.hidden", units=range(5, 30)), DropSublayer(layer=1, which="mlp")]
         ops += [] if family_of(name).mlp_post else [Fold(layer=2, tensor="map")]

@@ -8,17 +8,19 @@ import pytest
 import torch
 from kit.compare import assert_differ, assert_same_logits, logits, swept
 from kit.planted import idle_layers, layers_of, streamed_view
-from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, LAYERS, STAND_INS, family_of, make_model, stand_ins
 
 from sned.errors import PlanError, UnsupportedModelError
 from sned.models.geometry import path
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
+from sned.runtime.sweep import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sned.models.family import Sublayer
+    from sned.plans.ops import Spec
 
     MakeView = Callable[[str], View]
 
@@ -26,7 +28,8 @@ every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 every_dense_family = pytest.mark.parametrize("name", DENSE_NAMES)
 
 ENDS = (0, 2, LAYERS - 1)
-TENSORS = {"map": torch.eye(HIDDEN) + 0.2 * torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(5))}
+TENSORS = stand_ins(5)
+TENSORS["map"] = TENSORS["linear"]
 
 WHOLE_LAYERS: dict[str, Op] = {
     **{f"drop {i}": DropLayers(layers=[i]) for i in ENDS},
@@ -37,6 +40,8 @@ WHOLE_LAYERS: dict[str, Op] = {
     "replace 2": Replace(layers=[2], tensor="map"),
     "replace 0-1": Replace(layers=[0, 1], tensor="map"),
     "replace 3-4": Replace(layers=[3, 4], tensor="map"),
+    **{f"{spec} for {i}": Replace(layers=[i], spec=spec, tensor=spec) for spec in STAND_INS for i in ENDS},
+    **{f"{spec} for 1-3": Replace(layers=[1, 2, 3], spec=spec, tensor=spec) for spec in STAND_INS},
 }
 WITH_MLPS: dict[str, Op] = {
     **{f"no mlp {i}": DropSublayer(layer=i, which="mlp") for i in ENDS},
@@ -70,9 +75,10 @@ def test_a_trial_equals_the_op(name: str, op: str) -> None:
     assert_same_logits(tried, applied(name, EVERY_OP[op]))
 
 
+@pytest.mark.parametrize("spec", STAND_INS)
 @every_family
-def test_trials_nest_like_ops(name: str) -> None:
-    ops = [DropLayers(layers=[1]), DropSublayer(layer=3, which="attn"), Replace(layers=[2], tensor="map")]
+def test_trials_nest_like_ops(name: str, spec: Spec) -> None:
+    ops = [DropLayers(layers=[1]), DropSublayer(layer=3, which="attn"), Replace(layers=[2], spec=spec, tensor=spec)]
     view, dense = View(make_model(name)), logits(make_model(name))
     with ops[0].trial(view, TENSORS), ops[1].trial(view, TENSORS), ops[2].trial(view, TENSORS):
         tried = swept(view)
@@ -157,11 +163,16 @@ def test_idle_layers_can_go(name: str) -> None:
 
 
 @every_family
-def test_the_identity_stands_for_idle_layers(name: str) -> None:
-    model = idle_layers(make_model(name), [1, 2])
-    dense = logits(model)
-    Replace(layers=[1, 2], tensor="eye").apply(View(model), {"eye": torch.eye(HIDDEN)})
-    assert_same_logits(logits(model), dense)
+def test_a_trial_may_pass_over_every_layer(name: str) -> None:
+    """No op may remove all, but what they are worth together can be asked: the stream goes straight to the head."""
+    view = View(make_model(name))
+    sweep = Sweep(view)
+    bare = sweep.logits(IDS, sweep.enter(IDS))
+    with DropLayers(layers=range(LAYERS)).trial(view, TENSORS):
+        assert view.active == []
+        assert_same_logits(swept(view), bare, exact=True)
+    with pytest.raises(PlanError, match="every decoder layer"):
+        DropLayers(layers=range(LAYERS)).apply(view, TENSORS)
 
 
 @pytest.mark.parametrize("name", FOLDABLE)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from kit.compare import assert_same_logits, logits, swept
-from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, save_model_folder
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, IDS, save_model_folder, stand_ins
 from safetensors.torch import load_file, save_file
 
 from sned.checkpoint.model import Model, load
@@ -20,6 +19,8 @@ from sned.errors import UnsupportedModelError
 from sned.models import surgery
 
 if TYPE_CHECKING:
+    import torch
+
     from sned.models.view import View
 
 STRANGER = Path(__file__).parents[1] / "kit" / "stranger.py"
@@ -30,8 +31,9 @@ def shorter(view: View) -> None:
 
 
 def mapped(view: View) -> None:
-    matrix = torch.eye(HIDDEN) + 0.1 * torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(2))
-    surgery.replace_with_linear(view, [1, 2], matrix)
+    """Something of every kind stands for a layer, and one is left."""
+    for layer, (spec, tensor) in enumerate(stand_ins(2).items()):
+        surgery.replace(view, [layer], spec, tensor)
 
 
 def uneven(view: View) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from kit.compare import assert_same_logits, logits, swept
 from kit.planted import MemorySource, layers_of, streamed_view
-from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model, tokens
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, LAYERS, STAND_INS, family_of, make_model, stand_ins, tokens
 
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
@@ -14,13 +14,14 @@ from sned.runtime import sweep as sweeps
 from sned.runtime.sweep import Site, Sweep
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
-TENSORS = {"map": torch.eye(HIDDEN) + 0.2 * torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(7))}
+TENSORS = stand_ins(7)
+TENSORS["map"] = TENSORS["linear"]
 
 CUTS: dict[str, list[Op]] = {
     "drop 0,3": [DropLayers(layers=[0, 3])],
     "no attention 2": [DropSublayer(layer=2, which="attn")],
     "one group": [Keep(axis="layers.2.attn.group", units=[0])],
-    "replace 1-2": [Replace(layers=[1, 2], tensor="map")],
+    **{f"{spec} for 1-2": [Replace(layers=[1, 2], spec=spec, tensor=spec)] for spec in STAND_INS},
     "replace, then drop": [Replace(layers=[1, 2], tensor="map"), DropLayers(layers=[0])],
 }
 MLP_CUTS: dict[str, list[Op]] = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from kit.compare import assert_same_logits, decoded, logits
-from kit.tiny import CONFIGS, FAMILY_NAMES, HEADS, HIDDEN, IDS, LAYERS, fill, model_type, save_model_folder
+from kit.tiny import CONFIGS, FAMILY_NAMES, HEADS, IDS, LAYERS, fill, model_type, save_model_folder, stand_ins
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -19,6 +19,7 @@ from sned.checkpoint.model import load
 from sned.checkpoint.native import propose
 from sned.checkpoint.save import save_model
 from sned.models import modeling_sned, surgery
+from sned.models.modeling_sned import StandIn
 from sned.models.view import View
 
 if TYPE_CHECKING:
@@ -57,9 +58,16 @@ def without_attention(view: View) -> None:
         surgery.drop_sublayer(view, layer, "attn")
 
 
-def with_a_map(view: View) -> None:
-    surgery.replace_with_linear(view, [0, 1], torch.eye(HIDDEN) * 1.1)
+def with_maps(view: View) -> None:
+    maps = stand_ins(3)
+    surgery.replace(view, [0, 1], "linear", maps["linear"])
     surgery.drop_sublayer(view, 2, "attn")
+    surgery.replace(view, [3], "lowrank", maps["lowrank"])
+
+
+def with_cheap_maps(view: View) -> None:
+    for layer, spec in ((0, "scale"), (2, "shift"), (4, "lowrank")):
+        surgery.replace(view, [layer], spec, stand_ins(3)[spec])
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,28 @@ def test_it_loads_in_every_way(case: Case) -> None:
     assert tied == bool(case.model.config.tie_word_embeddings)
 
 
+@pytest.mark.parametrize("change", [with_maps, with_cheap_maps])
+@pytest.mark.parametrize("name", ["llama", "falcon"])
+def test_maps_in_the_place_of_layers_are_made_trained_and_loaded(
+    tmp_path: Path, name: str, change: Callable[[View], None]
+) -> None:
+    """A fresh one passes the stream through, so that training begins at plain removal."""
+    case = make_case(tmp_path, name, change)
+    placed = {i: layer for i, layer in enumerate(case.view.layers.values()) if isinstance(layer, StandIn)}
+    facts = {own["layer"]: own for own in case.document["sned_layers"]["stand_ins"]}
+    assert {i: (own["spec"], tuple(own["shape"])) for i, own in facts.items()} == {
+        i: (layer.spec, tuple(layer.weight.shape)) for i, layer in placed.items()
+    }
+    test_every_parameter_can_be_trained(case)
+    test_config_survives_what_transformers_does_to_configs(case)
+    test_it_loads_in_every_way(case)
+    fresh = View(type(case.model)(copy.deepcopy(case.model.config)).eval())
+    stream = torch.randn(1, 3, case.model.config.hidden_size)
+    for position in placed:
+        out = fresh.layer(position)(stream)
+        assert torch.equal(out[0] if isinstance(out, tuple) else out, stream)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "falcon", "gpt2"])
 def test_beams_share_a_cache(tmp_path: Path, name: str) -> None:
     model = make_case(tmp_path, name, mixed).model
@@ -199,7 +229,8 @@ def test_kernels_that_a_stock_class_cannot_switch_stay(tmp_path: Path) -> None:
     [
         *((name, without_sliding) for name in ("gemma2", "gemma3_text", "qwen2")),
         *((name, without_attention) for name in ("llama", "mistral", "gemma3_text", "gpt2", "falcon")),
-        *((name, with_a_map) for name in ("llama", "gemma3_text", "gpt2", "falcon")),
+        *((name, with_maps) for name in ("llama", "gemma3_text", "gpt2", "falcon")),
+        *((name, with_cheap_maps) for name in ("llama", "gemma3_text", "gpt2", "falcon")),
     ],
 )
 def test_whole_kinds_of_slots_hold_no_keys(tmp_path: Path, name: str, change: Callable[[View], None]) -> None:
@@ -212,7 +243,7 @@ def test_whole_kinds_of_slots_hold_no_keys(tmp_path: Path, name: str, change: Ca
     assert generated(case.model, cache_implementation="static", disable_compile=True) == tokens
 
 
-@pytest.mark.parametrize("change", [mixed, without_attention, with_a_map])
+@pytest.mark.parametrize("change", [mixed, without_attention, with_maps, with_cheap_maps])
 @pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "falcon", "mixtral"])
 def test_no_stock_class_fills_the_gaps(tmp_path: Path, name: str, change: Callable[[View], None]) -> None:
     """Not even one that is named outright: it would add random weights where branches are gone."""

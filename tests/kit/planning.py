@@ -40,7 +40,10 @@ BUDGETS: dict[BudgetKind, Budget] = {
 }
 """What they ask of a method, by the first kind of budget that it takes."""
 OF_WEIGHTS = [name for name in METHODS if "sparsity" in find_method(name).budgets]
-REFUSED = {"multipruner": set(FAMILY_NAMES) - set(DENSE_NAMES)}
+REFUSED = {
+    "multipruner": set(FAMILY_NAMES) - set(DENSE_NAMES),
+    "laco": {"qwen3_moe"},  # whose layers are dense and experts in turn
+}
 """Families for which a method has nothing to offer, and says so; every other works everywhere."""
 PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFUSED.get(m, ())]
 

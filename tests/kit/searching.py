@@ -8,7 +8,7 @@ import torch
 
 from kit.compare import logits
 from kit.planning import calibration
-from kit.tiny import DENSE_NAMES, HIDDEN, LAYERS, family_of, make_model
+from kit.tiny import DENSE_NAMES, HIDDEN, LAYERS, family_of, make_model, stand_ins
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
 from sned.runtime.context import Context
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sned.models.family import Sublayer
 
 TENSORS = {
+    **stand_ins(9),
     "map": torch.eye(HIDDEN) + 0.2 * torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(9)),
     "broken": torch.full((HIDDEN, HIDDEN), torch.nan),
 }
@@ -47,6 +48,8 @@ def assorted(name: str) -> list[tuple[Op, ...]]:
     some: list[tuple[Op, ...]] = [(), (attn,), (DropLayers(layers=[0]),), (DropLayers(layers=[1, 4]),), (both,)]
     some += [(Keep(axis="layers.2.attn.group", units=[0]),), (block("attn", 0), attn), (both, attn), (attn,)]
     some += [(DropLayers(layers=[3, 4]),), (Replace(layers=[4], tensor="map"), block("attn", 0))]
+    some += [(Replace(layers=[2, 3], spec="shift", tensor="shift"),)]
+    some += [(Replace(layers=[2], spec="lowrank", tensor="lowrank"), attn)]
     if name in DENSE_NAMES:
         narrow = Keep(axis="layers.4.mlp.hidden", units=range(5, 30))
         some += [(block("mlp", 2),), (narrow,), (block("mlp", 3), attn), (narrow, DropLayers(layers=[3]), attn)]

@@ -6,7 +6,7 @@ import copy
 import functools
 import io
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -87,6 +87,23 @@ def model_type(name: str) -> str:
 
 DENSE_NAMES = [name for name in FAMILY_NAMES if not family_of(name).experts]
 """The families whose MLPs have axes and can be removed."""
+
+
+STAND_INS: dict[Literal["linear", "shift", "scale", "lowrank"], tuple[int, ...]] = {
+    "linear": (HIDDEN, HIDDEN),
+    "shift": (HIDDEN,),
+    "scale": (HIDDEN,),
+    "lowrank": (2 * 3, HIDDEN),
+}
+"""What may stand for layers, and the shape of the tensor that it consists of; the rank of the last is 3."""
+
+
+def stand_ins(seed: int) -> dict[str, torch.Tensor]:
+    """Return a tensor of each kind that changes the stream visibly, but not beyond recognition."""
+    generator = torch.Generator().manual_seed(seed)
+    start = {"linear": torch.eye(HIDDEN), "scale": torch.ones(HIDDEN)}
+    noise = {spec: 0.2 * torch.randn(shape, generator=generator) for spec, shape in STAND_INS.items()}
+    return {spec: start.get(spec, 0.0) + tensor for spec, tensor in noise.items()}
 
 
 def make_model(name: str, seed: int = 0) -> PreTrainedModel:

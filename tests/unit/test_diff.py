@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sned.plans.diff import Difference, LayerState, diff_plans, layer_states
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Replace, SetWeight
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Merge, Replace, SetWeight
 from sned.plans.plan import Base, Plan, Size, Stage
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def test_every_op_leaves_its_mark() -> None:
     assert (states[3].mlp, states[3].note) == ("trimmed", "10 mlp units kept")
     assert (states[4].attn, states[4].note) == ("trimmed", "1 attn units kept")
     assert states[5] == LayerState("folded", note="a linear map is folded into its MLP")
-    assert states[6] == LayerState("replaced", "removed", "removed", note="one linear map stands here")
-    assert states[7].layer in ("removed", "replaced")
-    assert states[7].note == ""
+    replaced = LayerState("replaced", "removed", "removed", stand_in="one linear map")
+    assert states[6] == replace(replaced, note="one linear map stands here")
+    assert states[7] == replaced
 
 
 def test_later_ops_come_on_top() -> None:
@@ -77,6 +78,34 @@ def test_the_trimmed_and_the_folded_are_told_apart() -> None:
     assert (one.layers, one.first) == ("1", "folded")
     assert one.second.startswith("kept, mlp trimmed")
     assert two == Difference("2", "kept, mlp removed", "kept")
+
+
+def test_different_maps_in_the_place_of_layers_are_a_difference() -> None:
+    first, second = (plan(Replace(layers=[2, 3], spec=spec, tensor="t")) for spec in ("linear", "shift"))
+    words = ("replaced by one linear map", "replaced by one constant shift")
+    assert diff_plans(first, second) == [Difference("2-3", *words)]
+    assert diff_plans(second, second) == []
+
+
+def test_merged_layers_are_gone_and_their_base_says_so() -> None:
+    ops = [
+        Merge(into=1, layers=[2], mode="mean"),
+        Merge(into=1, layers=[3, 4], mode="keep_last"),
+        Merge(into=5, layers=[6], mode="keep_first"),
+    ]
+    states = layer_states(plan(*ops))
+    gone = layer_states(plan(DropLayers(layers=[2, 3, 4, 6])))
+    note = "layers 2 merged into it (mean); layers 3-4 merged into it (keep_last)"
+    assert states[1] == LayerState(note=note, merged="2 (mean), 3-4 (keep_last)")
+    assert [state for i, state in enumerate(states) if i != 1] == [state for i, state in enumerate(gone) if i != 1]
+    other = [Merge(into=1, layers=[2, 3, 4], mode="keep_last"), ops[2]]
+    words = ("kept, merged with 2 (mean), 3-4 (keep_last)", "kept, merged with 2-4 (keep_last)")
+    assert diff_plans(plan(*ops), plan(*other)) == [Difference("1", *words)]
+
+
+def test_what_was_merged_into_a_layer_goes_with_it() -> None:
+    ops = [Merge(into=3, layers=[4], mode="mean"), Merge(into=1, layers=[2, 3], mode="keep_last")]
+    assert layer_states(plan(*ops))[3] == LayerState("removed", "removed", "removed")
 
 
 def test_different_units_of_one_axis_are_a_difference() -> None:

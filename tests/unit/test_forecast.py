@@ -26,6 +26,15 @@ TEXT = TextRequest(("random",), 64, 16)
         ("blockpruner", Budget(blocks=2), {"types": "mlp"}, 5 + 4),
         ("blockpruner", Budget(blocks=4), {"stock": True}, 9 + 7),
         ("blockpruner", Budget(blocks=4), {"one_shot": True}, 10),
+        ("influence", Budget(layers=2), {"metric": "cosine"}, 0),
+        ("influence", Budget(layers=2), {"metric": "loo"}, 3),
+        ("influence", Budget(blocks=2), {"metric": "loo", "units": "both", "min_start": 0}, 8),
+        ("influence", Budget(layers=2), {}, 8),
+        ("influence", Budget(layers=2), {"min_start": 0, "max_end": LAYERS, "permutations": 4}, 4 * 4 + 2),
+        ("laco", Budget(layers=2), {}, 2),
+        ("laco", Budget(layers=3), {}, 2 + 2),
+        ("laco", Budget(layers=3), {"merge": 2}, 3 + 3 + 3),
+        ("laco", Budget(layers=3), {"merge": 2, "threshold": 0.5}, 3),
     ],
 )
 def test_trials_are_counted(method: str, budget: Budget, given: dict[str, Any], expected: int) -> None:
@@ -58,6 +67,16 @@ def test_a_share_is_told_in_parameters() -> None:
     view = View(make_model("llama"))
     total = view.geometry.n_params
     assert to_remove(view, Budget(remove=0.25)) == {"what": "parameters", "count": -(-total // 4), "of": total}
+
+
+def test_only_the_text_that_is_compared_counts(tmp_path: Any) -> None:
+    folder = save_model_folder(tmp_path / "model", "llama")
+    request = PlanRequest(
+        LoadRequest(str(folder)), "laco", Budget(layers=2), tmp_path / "out", {"sentences": 3}, calibration=TEXT
+    )
+    found = dry_run(request, SILENT)
+    assert found["calibration_tokens"] == 3 * 16
+    assert found["memory_bytes"] == memory_needed(View(make_model("llama"))) + HELD_BYTES
 
 
 @pytest.mark.parametrize("kind", [PlanRequest, PruneRequest])

@@ -25,7 +25,7 @@ LAYERS = (
     {"plans"},
     {"checkpoint"},
     {"runtime"},
-    {"evaluation"},
+    {"evaluation", "training"},
     {"allocators", "methods"},
     {"report"},
     {"jobs"},
@@ -39,7 +39,7 @@ ANYWHERE = {"sned.__version__"}  # the one name of the package itself that every
 TENSORS = {"torch", "transformers", "safetensors", "numpy", "pydantic"}
 LATE = {"sned.runtime.evolution": {"optuna"}}
 """Modules whose one purpose is an extra package, imported when somebody uses it."""
-CORE = ("models", "plans", "score", "runtime", "methods")
+CORE = ("models", "plans", "score", "runtime", "training", "methods")
 THIRD_PARTY = {part: set[str]() for part in LAYERS[0]} | dict.fromkeys(CORE, TENSORS)
 
 HEAVY = ("torch", "transformers", "matplotlib", "jinja2", "datasets", "pandas")

@@ -131,7 +131,7 @@ class TestRegistry:
         with pytest.raises(ConfigError) as caught:
             find_method("replace")
         assert "there is no method 'replace'" in str(caught.value)
-        assert "did you mean replaceme?" in str(caught.value)
+        assert "did you mean replaceme" in str(caught.value)
 
     def test_without_a_near_name_all_are_listed(self) -> None:
         assert did_you_mean("xyzzy", ["uidl", "random"]) == "known: random, uidl"

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Mask, Op, Replace, SetWeight
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Mask, Merge, Op, Replace, SetWeight
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Op)
 
@@ -33,6 +33,26 @@ EXAMPLES = [
         Replace(layers=range(13, 19), tensor="map.2e"),
         {"op": "replace", "layers": "13-18", "spec": "linear", "tensor": "map.2e"},
         "replace layers 13-18 by one linear map",
+    ),
+    (
+        Replace(layers=[13, 14], spec="shift", tensor="shift.2e"),
+        {"op": "replace", "layers": "13-14", "spec": "shift", "tensor": "shift.2e"},
+        "replace layers 13-14 by one constant shift",
+    ),
+    (
+        Replace(layers=[5], spec="scale", tensor="scale.2e"),
+        {"op": "replace", "layers": "5", "spec": "scale", "tensor": "scale.2e"},
+        "replace layers 5 by one factor per channel",
+    ),
+    (
+        Replace(layers=[5], spec="lowrank", tensor="lowrank.2e"),
+        {"op": "replace", "layers": "5", "spec": "lowrank", "tensor": "lowrank.2e"},
+        "replace layers 5 by one low-rank update",
+    ),
+    (
+        Merge(into=12, layers=[14, 13], mode="keep_last"),
+        {"op": "merge", "into": 12, "layers": "13-14", "mode": "keep_last"},
+        "merge layers 13-14 into layer 12 (keep_last)",
     ),
     (
         SetWeight(layer=7, param="mlp.down_proj.weight", tensor="w.3d"),
@@ -98,6 +118,8 @@ def test_every_field_is_needed(op: Any, document: dict[str, Any], words: str) ->
         {"op": "drop_sublayer", "layer": 1, "which": "norm"},
         {"op": "keep", "axis": 3, "units": "1"},
         {"op": "replace", "layers": "1-2", "spec": "mlp", "tensor": "x"},
+        {"op": "merge", "into": 1, "layers": "2", "mode": "first"},
+        {"op": "merge", "into": -1, "layers": "2", "mode": "mean"},
         {"op": "fold", "layer": True, "tensor": "x"},
     ],
     ids=str,

@@ -55,7 +55,7 @@ class TestShares:
 
     def test_a_layer_without_matrices_has_none(self) -> None:
         view = View(make_model("llama"))
-        surgery.replace_with_linear(view, [2], torch.eye(32))
+        surgery.replace(view, [2], "linear", torch.eye(32))
         shares = side_by_side(view, "uniform", "owl")
         assert [[share is None for share in profile["layers"]].index(True) for profile in shares.values()] == [2, 2]
 

@@ -213,7 +213,7 @@ def test_contract_keys_are_all_written() -> None:
     written = json.loads(Report.model_validate(full()).to_json())
     assert set(written) >= {"model", "plan", "calibration", "quality", "speed", "cost", "verify", "environment"}
     assert set(written["model"]["params"]) >= {"dense", "pruned", "removed", "body_removed"}
-    phases = {"load", "calibrate", "plan", "apply", "save", "verify", "evaluate"}
+    phases = {"load", "calibrate", "plan", "apply", "train", "save", "verify", "evaluate"}
     assert set(written["cost"]["seconds"]) == phases
 
 
@@ -329,7 +329,7 @@ def test_verdict_in_plain_words() -> None:
     put(data, "stack.7.state", "replaced")
     assert facts.removal(Report.model_validate(data)) == (
         "3 attentions (3–4, 6) and 2 MLPs (3–4) removed, 5 of 16 blocks, both of layers 3–4, "
-        "1 of 8 layers replaced by a linear map (7)"
+        "1 of 8 layers replaced by a simple map (7)"
     )
     assert facts.verdict(Report.model_validate(bare())).startswith("No layer removed")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ def request_(tmp_path: Path) -> PlanRequest:
 
 def leave_work(request: PlanRequest, facts: dict) -> None:
     def interrupted() -> None:
-        with unfinished_work(request, facts) as journal:
+        with unfinished_work(request.out, facts, resume=request.resume) as journal:
             journal.recall("loss", ["a"], lambda: 1.5)
             raise KeyboardInterrupt
 
@@ -39,7 +38,7 @@ def never() -> float:
 
 def test_the_same_job_goes_on(request_: PlanRequest) -> None:
     leave_work(request_, {"seed": 1})
-    with unfinished_work(request_, {"seed": 1}) as journal:
+    with unfinished_work(request_.out, {"seed": 1}, resume=True) as journal:
         assert journal.recall("loss", ["a"], never) == 1.5
     assert list(request_.out.parent.iterdir()) == []
 
@@ -48,7 +47,7 @@ def test_another_job_is_refused_with_what_differs(request_: PlanRequest) -> None
     leave_work(request_, {"seed": 1, "dtype": "bf16"})
     with (
         pytest.raises(ConfigError, match="seed: 1 then, 2 now") as caught,
-        unfinished_work(request_, {"seed": 2, "dtype": "bf16"}),
+        unfinished_work(request_.out, {"seed": 2, "dtype": "bf16"}, resume=True),
     ):
         pass
     assert "dtype" not in str(caught.value)
@@ -57,7 +56,7 @@ def test_another_job_is_refused_with_what_differs(request_: PlanRequest) -> None
 
 def test_starting_over_forgets(request_: PlanRequest) -> None:
     leave_work(request_, {"seed": 1})
-    with unfinished_work(replace(request_, resume=False), {"seed": 2}) as journal:
+    with unfinished_work(request_.out, {"seed": 2}, resume=False) as journal:
         assert journal.recall("loss", ["a"], lambda: 2.5) == 2.5
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from sned.runtime.statistics import CutMoments, Distances, Influence, Statistic, cut_problem
+from sned.runtime.statistics import CutMoments, Distances, Influence, Statistic, Updates, cut_problem
+from sned.score.linear_map import Moments
+from sned.score.updates import Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,8 @@ MAKERS: dict[str, Callable[[], Statistic[Any]]] = {
     "cut, stand-alone": lambda: CutMoments(0, 1, 3, D, standalone=True),
     "influence": lambda: Influence(1, 2),
     "influence without attention": lambda: Influence(1, 2, has_attn=False),
+    "updates": lambda: Updates(1, 3, D),
+    "updates with moments": lambda: Updates(1, 3, D, moments=True),
 }
 every_statistic = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
@@ -40,9 +44,14 @@ def angle(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def pack(result: Any) -> list[torch.Tensor]:
     """Every number of a result, as tensors."""
-    if hasattr(result, "gram"):
+    if isinstance(result, Moments):
         return [result.gram, result.cross, torch.tensor([result.target_square, result.tokens])]
-    return [torch.tensor(value, dtype=torch.float64) for value in result.values()]
+    if isinstance(result, Update):
+        sums = [result.added, result.before, result.after, result.square, result.product]
+        moments = [] if result.moments is None else pack(result.moments)
+        return [*sums, torch.tensor([result.added_square, result.weight, result.tokens]), *moments]
+    flat = [value for part in result.values() for value in (part.values() if isinstance(part, dict) else [part])]
+    return [torch.tensor(value, dtype=torch.float64) for value in flat]
 
 
 class TestSums:
@@ -54,7 +63,7 @@ class TestSums:
         for at in range(0, 5, size):
             feed(parts, slice(at, at + size))
         for got, want in zip(pack(parts.result()), pack(whole.result()), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6, equal_nan=True)
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, equal_nan=True)
 
     @every_statistic
     def test_the_sums_are_the_whole_state(self, make: Callable[[], Statistic[Any]]) -> None:
@@ -77,6 +86,8 @@ class TestSums:
             lambda: CutMoments(0, 2, 3, D),
             lambda: Influence(2, 3),
             lambda: Influence(1, 2, has_mlp=False),
+            lambda: Updates(1, 2, D),
+            lambda: Updates(2, 3, D),
         ]
         assert len({str(make().key) for make in makers}) == len(makers)
 
@@ -200,17 +211,57 @@ class TestInfluence:
         got = statistic.result()
         tokens = [(w, t) for w in range(5) for t in range(12)]
 
-        def turn(a: torch.Tensor, b: torch.Tensor) -> float:
-            return sum(1 - math.cos(math.pi * angle(a[at], b[at])) for at in tokens) / len(tokens)
+        def mean(measure: Callable[[torch.Tensor, torch.Tensor], float], a: torch.Tensor, b: torch.Tensor) -> float:
+            return sum(measure(a[at].double(), b[at].double()) for at in tokens) / len(tokens)
 
-        assert got["layer"] == pytest.approx(turn(before, after), rel=1e-5)
-        assert got["attn"] == pytest.approx(turn(before, before + attn), rel=1e-5)
-        assert got["mlp"] == pytest.approx(turn(after - mlp, after), rel=1e-5)
-        relative = sum(float((after[at] - before[at]).norm() / before[at].norm()) for at in tokens) / len(tokens)
-        assert got["relative"] == pytest.approx(relative, rel=1e-5)
+        steps = {"layer": (before, after), "attn": (before, before + attn), "mlp": (after - mlp, after)}
+        for part, (a, b) in steps.items():
+            wanted = {
+                "cosine": mean(lambda x, y: 1 - math.cos(math.pi * angle(x, y)), a, b),
+                "l1": mean(lambda x, y: float((y - x).abs().sum()), a, b),
+                "l2": mean(lambda x, y: float((y - x).square().sum().sqrt()), a, b),
+                "relative_l1": mean(lambda x, y: float((y - x).abs().sum() / x.abs().sum()), a, b),
+                "relative_l2": mean(lambda x, y: float((y - x).norm() / x.norm()), a, b),
+            }
+            assert got[part] == pytest.approx(wanted, rel=1e-5), part
 
     def test_parts_that_are_gone_are_not_asked_for(self) -> None:
         statistic = Influence(1, 2, has_attn=False, has_mlp=False)
         assert [site.kind for site in statistic.sites] == ["resid", "resid"]
         statistic.update(*STREAM[:2])
-        assert statistic.result().keys() == {"layer", "relative"}
+        assert statistic.result().keys() == {"layer"}
+
+
+class TestUpdates:
+    def test_a_naive_sum(self) -> None:
+        statistic = Updates(1, 3, D, moments=True)
+        feed(statistic, slice(None))
+        got = statistic.result()
+        x, end = (stream.flatten(0, 1).double() for stream in STREAM[:2])
+        y, w = end - x, 1 / end.square().mean(-1, keepdim=True)
+        assert got.tokens == len(x) == 5 * 12
+        wanted = [(w * values).sum(0) for values in (y, x.abs(), end.abs(), x.square(), x * y)]
+        found = [got.added, got.before, got.after, got.square, got.product]
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+        assert got.added_square == pytest.approx(float((w * y.square()).sum()), rel=1e-6)
+        assert got.weight == pytest.approx(float(w.sum()), rel=1e-6)
+        assert got.moments is not None
+        torch.testing.assert_close(got.moments.gram, x.T @ (w * x), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(got.moments.cross, x.T @ (w * y), rtol=1e-5, atol=1e-4)
+
+    def test_a_token_of_huge_norm_does_not_drown_the_others(self) -> None:
+        """Whose update, relative to its norm, is as small as theirs."""
+        before, added = STREAM[0].clone(), torch.full((5, 12, D), 0.1)
+        before[:, 0] *= 1e4
+        added[:, 0] *= -1e3
+        statistic = Updates(1, 3, D)
+        statistic.update(before, before + added)
+        got = statistic.result()
+        torch.testing.assert_close(got.added / got.weight, torch.full((D,), 0.1).double(), atol=1e-3, rtol=0)
+
+    def test_products_of_all_channels_are_formed_only_where_they_are_needed(self) -> None:
+        statistic = Updates(1, 3, D)
+        feed(statistic, slice(None))
+        assert statistic.result().moments is None
+        assert all(tensor.dim() < 2 for tensor in statistic.sums.values())

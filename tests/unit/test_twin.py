@@ -9,12 +9,13 @@ from kit.tiny import DENSE_NAMES, LAYERS, make_model
 from sned.errors import PlanError
 from sned.models.count import Counts, count
 from sned.models.view import View
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Merge, Op, Replace
 from sned.plans.twin import random_twin
 
 SEEDS = range(6)
 CUTS: dict[str, list[Op]] = {
     "layers": [DropLayers(layers=(1, 3))],
+    "merges": [Merge(into=2, layers=(3,), mode="mean"), Merge(into=0, layers=(1,), mode="keep_last")],
     "blocks": [DropSublayer(layer=1, which="attn"), DropSublayer(layer=3, which="mlp")],
     "a layer in two": [DropSublayer(layer=2, which="mlp"), DropSublayer(layer=2, which="attn")],
     "widths": [

@@ -119,6 +119,16 @@ def atomic_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         raise
 
 
+def put_in_place(folder: Path, out: Path, *, overwrite: bool) -> None:
+    """Give a finished folder on the same disk the name `out`, as `atomic_folder` does at its end.
+
+    Raises:
+        CheckpointError: `out` is taken or protected (`check_output`), or the folder cannot be renamed.
+    """
+    check_output(out, overwrite=overwrite)
+    _exchange(folder, Path(out).expanduser().resolve())
+
+
 def _sibling(out: Path, purpose: str) -> Path:
     return out.parent / f".{out.name}.{purpose}-{secrets.token_hex(4)}"
 

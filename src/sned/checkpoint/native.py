@@ -16,7 +16,7 @@ from torch import nn
 
 from sned.models import modeling_sned
 from sned.models.geometry import build_axes
-from sned.models.modeling_sned import FACTS, PREFIX
+from sned.models.modeling_sned import FACTS, PREFIX, StandIn
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -164,7 +164,7 @@ def _uneven_config(view: View, plain: Any, stock_layers: Any) -> PretrainedConfi
 def _per_layer(view: View, plain: Any, dense: dict[str, Axis]) -> dict[int, dict[str, Any]]:
     """Return what differs from the plain config, by layer position.
 
-    What is gone, or replaced by a linear map, has width one. That is what its slot in the cache holds; and stock
+    What is gone, or replaced by a simple map, has width one. That is what its slot in the cache holds; and stock
     classes, which would fill the gap with random weights, stop at a width that varies.
     """
     found: dict[int, dict[str, Any]] = {}
@@ -188,8 +188,8 @@ def _facts(view: View, plain: Any, stock_layers: Any) -> dict[str, Any]:
     """Return what the rebuilding file must know beside `per_layer_config`, in the terms of `modeling_sned`."""
     facts: dict[str, Any] = {"path": view.family.layers}
     layers = list(view.layers)
-    if linear := [position for position, index in enumerate(layers) if view.is_replaced(index)]:
-        facts |= {"linear": linear, "hidden": view.geometry.hidden, "returns_tuple": view.family.returns_tuple}
+    if stand_ins := _stand_ins(view):
+        facts |= {"stand_ins": stand_ins, "returns_tuple": view.family.returns_tuple}
     whole = {position: index for position, index in enumerate(layers) if not view.is_replaced(index)}
     dense = _axes(view, stock_layers[0])
     for which, name, kind in _BRANCHES:
@@ -206,6 +206,16 @@ def _facts(view: View, plain: Any, stock_layers: Any) -> dict[str, Any]:
             twin = stock_layers[narrow[0]].get_submodule(silent)
             facts[name] |= _own_counts(view.branch(whole[narrow[0]], which), twin, sizes[narrow[0]])
     return facts
+
+
+def _stand_ins(view: View) -> list[dict[str, Any]]:
+    """Say where something simple stands for layers, of which kind and size it is."""
+    placed = enumerate(view.layers.values())
+    return [
+        {"layer": position, "spec": layer.spec, "shape": list(layer.weight.shape)}
+        for position, layer in placed
+        if isinstance(layer, StandIn)
+    ]
 
 
 def _sizes(axis: Axis) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from sned import __version__
-from sned.cli import measure, pack, prune, read
+from sned.cli import heal, logs, measure, pack, prune, read, run
 from sned.cli.flags import MethodCommand
 from sned.cli.terminal import Terminal, prepare_streams
 from sned.errors import SnedError
@@ -47,6 +47,8 @@ _register(prune.prune, "prune", _PRUNE, prune.PRUNE_EXAMPLES, cls=MethodCommand)
 _register(prune.plan, "plan", _PRUNE, prune.PLAN_EXAMPLES, cls=MethodCommand)
 _register(prune.apply, "apply", _PRUNE, prune.APPLY_EXAMPLES)
 _register(prune.import_, "import", _PRUNE, prune.IMPORT_EXAMPLES)
+_register(heal.heal, "heal", _PRUNE, heal.HEAL_EXAMPLES)
+_register(run.run, "run", _PRUNE, run.RUN_EXAMPLES)
 _register(prune.demo, "demo", _PRUNE, prune.DEMO_EXAMPLES)
 _register(read.show, "show", _LOOK, read.SHOW_EXAMPLES)
 _register(read.diff, "diff", _LOOK, read.DIFF_EXAMPLES)
@@ -54,6 +56,7 @@ _register(measure.inspect, "inspect", _LOOK, measure.INSPECT_EXAMPLES)
 _register(measure.scan, "scan", _LOOK, measure.SCAN_EXAMPLES)
 _register(read.methods, "methods", _LOOK, read.METHODS_EXAMPLES)
 _register(measure.evaluate, "eval", _MEASURE, measure.EVAL_EXAMPLES)
+_register(logs.stability, "stability", _MEASURE, logs.STABILITY_EXAMPLES)
 _register(measure.bench, "bench", _MEASURE, measure.BENCH_EXAMPLES)
 _register(read.report, "report", _MEASURE, read.REPORT_EXAMPLES)
 _register(pack.pack, "pack", _STORE, pack.PACK_EXAMPLES)

@@ -20,7 +20,11 @@ SCAN_EXAMPLES = (
     "sned scan ./model --calib file:notes.txt --calib-tokens 16384 -o runs/scan",
     "sned scan demo --sparsity 50% --allocate owl --allocate owl:multiple=3 -o runs/scan",
 )
-EVAL_EXAMPLES = ("sned eval runs/demo --against demo", "sned eval ./model --eval file:held-out.txt --json")
+EVAL_EXAMPLES = (
+    "sned eval runs/demo --against demo",
+    "sned eval ./model --eval file:held-out.txt --json",
+    "sned eval runs/demo --against demo --tasks choices,piqa --task-items 100 --items runs/items",
+)
 BENCH_EXAMPLES = (
     "sned bench runs/demo --against demo",
     "sned bench runs/two-of-four --sparse-kernels --device cuda --dtype bf16",
@@ -106,23 +110,31 @@ def evaluate(
     evaluation: options.Eval = ["builtin"],  # noqa: B006
     eval_tokens: options.EvalTokens = 16_384,
     seq_len: options.SeqLen = 1024,
+    tasks: options.Tasks = [],  # noqa: B006
+    task_items: options.TaskItems = None,
+    items: options.Items = None,
+    cached: options.Cached = False,
     seed: options.Seed = 0,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
     stream: options.Stream = "auto",
     trust_inferred: options.TrustInferred = False,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Measure perplexity, and how far a model moved from its base."""
+    """Measure perplexity and how far a model moved from its base, and set it tasks."""
     terminal: Terminal = ctx.obj
     progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
     text = requests.text(evaluation, eval_tokens, seq_len, "eval")
+    asked = requests.tasks(tasks, task_items, items, cached=cached, overwrite=overwrite)
     from sned.jobs.evaluate import evaluate as run
 
     load = LoadRequest(model, dtype, device, stream, trust_inferred)
-    _tell(terminal, run(load, against, text, seed, progress), model, against)
+    _tell(terminal, run(load, against, text, seed, progress, asked), model, against)
+    if items is not None and not json:
+        terminal.show("", f"Written  {display(items)}")
 
 
 def bench(

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from sned.cli.sparse import profiles
 from sned.cli.tables import bars, facts, table, wants_log
-from sned.report import numbers
+from sned.report import numbers, tasks
 from sned.report.facts import rows, span
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def measured(report: Report, model: str, against: str | None) -> list[Renderable
         text = report.quality.protocol
         windows = f"windows of {numbers.grouped(text.seq_len)}"
         remarks.append(f"Measured on {numbers.grouped(text.tokens)} tokens of {text.source}, {windows}")
+    if report.tasks:
+        remarks += [f"Task {task}: {words}" for task, words in tasks.words(report.tasks)]
     if report.speed and report.speed.protocol:
         remarks.append(f"Measured with {report.speed.protocol}")
     return [body, "", *remarks]

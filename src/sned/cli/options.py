@@ -17,6 +17,7 @@ Context = typer.Context
 
 _BUDGET, _TEXT, _RUN, _OUTPUT = "Budget", "Text", "How to run", "Output"
 _PROFILES = "Shares of zeros"
+_TASKS = "Tasks"
 
 Model = Annotated[
     str,
@@ -130,6 +131,47 @@ Baseline = Annotated[
         help="Also plan and evaluate with this method, for comparison. Repeatable.",
         rich_help_panel=_TEXT,
         show_default=False,
+    ),
+]
+
+Tasks = Annotated[
+    list[str],
+    typer.Option(
+        "--tasks",
+        metavar="NAME[,NAME]",
+        help="Also set these tasks: choices, which needs nothing more, any of lm-eval's, or a YAML file in its format. "
+        "Repeatable.",
+        rich_help_panel=_TASKS,
+        show_default=False,
+    ),
+]
+TaskItems = Annotated[
+    int | None,
+    typer.Option(
+        "--task-items",
+        metavar="N",
+        help="Only so many items of each task; default: 200 of choices, all of the others.",
+        rich_help_panel=_TASKS,
+        show_default=False,
+    ),
+]
+Items = Annotated[
+    Path | None,
+    typer.Option(
+        "--items",
+        metavar="FOLDER",
+        help="Write what each model made of each item, for `sned stability`.",
+        rich_help_panel=_TASKS,
+        show_default=False,
+    ),
+]
+Cached = Annotated[
+    bool,
+    typer.Option(
+        "--cached",
+        metavar="",
+        help="In choices, read each context once and keep its KV cache: less than half of the work.",
+        rich_help_panel=_TASKS,
     ),
 ]
 

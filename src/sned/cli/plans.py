@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from sned.cli import sparse
+from sned.cli import sparse, worth
 from sned.cli.tables import facts, table
 from sned.report import numbers
 from sned.report.facts import spell_cut
@@ -31,7 +31,7 @@ _MEANING = {
     "kept": "kept",
     "removed": "removed",
     "folded": "kept, with a linear map folded in",
-    "replaced": "replaced by a linear map",
+    "replaced": "replaced by a simple map",
     "trimmed": "kept, but narrower",
 }
 
@@ -63,7 +63,8 @@ def parts(plan: Plan) -> list[RenderableType]:
         first += len(stage.ops)
     shown.append(sizes(plan.dense, plan.pruned))
     for stage in plan.stages:
-        shown += [*_reasons(stage.scores), *_steps(stage.scores, plan.dense.params), *sparse.zeros(stage.scores)]
+        shown += [*_reasons(stage.scores), *_steps(stage.scores, plan.dense.params)]
+        shown += [*worth.tables(stage.scores), *sparse.zeros(stage.scores)]
     return shown
 
 
@@ -194,6 +195,12 @@ def _reasons(scores: Mapping[str, Any]) -> list[RenderableType]:
             for fit in fits
         ]
         shown += ["", table(("map for layers", "tokens", "rank", "relative error"), rows)]
+    if merges := scores.get("merges"):
+        rows = [
+            (f"{row['layers'].replace('-', '–')} into {row['into']}", f"{row['similarity']:.4f}", str(row["tried"]))
+            for row in merges
+        ]
+        shown += ["", table(("merge, in order", "similarity to the base", "candidates tried"), rows)]
     return shown
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sned.report.schema import Report
 
 DEMO = Path("runs/demo")
-_RESUME = "the same command goes on where this one stopped; --no-resume starts over"
+RESUME = "the same command goes on where this one stopped; --no-resume starts over"
 
 PRUNE_EXAMPLES = (
     "sned prune demo -m replaceme --layers 6 -o runs/smaller",
@@ -115,8 +115,8 @@ def prune(
         return _forecast(terminal, request, progress)
     from sned.jobs.prune import prune as run
 
-    terminal.after_interrupt = _RESUME
-    return _announce(terminal, run(request, progress), out)
+    terminal.after_interrupt = RESUME
+    return announce(terminal, run(request, progress), out)
 
 
 def plan(
@@ -173,7 +173,7 @@ def plan(
         return _forecast(terminal, request, progress)
     from sned.jobs.plan import plan as run
 
-    terminal.after_interrupt = _RESUME
+    terminal.after_interrupt = RESUME
     return _show_plan(terminal, run(request, progress), model, out)
 
 
@@ -198,7 +198,7 @@ def apply(
 
     load = LoadRequest(model, dtype, device, stream, trust_inferred)
     made = run(load, plan, out, overwrite=overwrite, command=terminal.command, progress=progress)
-    _announce(terminal, made, out)
+    announce(terminal, made, out)
 
 
 def import_(
@@ -242,7 +242,7 @@ def demo(
 
     again = out == DEMO and (out / "sned" / "report.json").is_file()  # `make demo` may be repeated at will
     terminal.after_interrupt = "the same command goes on where this one stopped"
-    _announce(terminal, run(out, overwrite or again, progress), out)
+    announce(terminal, run(out, overwrite or again, progress), out)
 
 
 def _forecast(terminal: Terminal, request: PlanRequest, progress: Progress) -> None:
@@ -264,7 +264,7 @@ def _show_plan(terminal: Terminal, made: Plan, model: str, out: Path) -> None:
     return terminal.show(*plans.parts(made), "", f"Plan   {folder}", f"Apply  sned apply {model} {folder} -o OUT")
 
 
-def _announce(terminal: Terminal, report: Report, out: Path) -> None:
+def announce(terminal: Terminal, report: Report, out: Path) -> None:
     """Show the result of a job that wrote a model."""
     if terminal.json:
         return terminal.document(report.to_json())

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 from sned.data.readers import existing_file
 from sned.data.sources import parse_sources
 from sned.errors import BudgetError, ConfigError
-from sned.jobs.request import ProfilesRequest, TextRequest
+from sned.jobs.request import ProfilesRequest, TasksRequest, TextRequest
 from sned.plans.budget import Budget, parse_share, parse_sparsity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 
 def budget(
@@ -65,6 +66,30 @@ def profiles(sparsity: str | None, allocate: Sequence[str]) -> ProfilesRequest |
     for named in allocate:
         read_allocator(named)
     return ProfilesRequest(share, tuple(allocate))
+
+
+def tasks(
+    names: Sequence[str], items: int | None, out: Path | None, *, cached: bool, overwrite: bool
+) -> TasksRequest | None:
+    """Read which tasks are asked for; None where none is.
+
+    Raises:
+        ConfigError: a task is named twice or not at all, no item is left, or options lack a task.
+    """
+    named = [name.strip() for given in names for name in given.split(",")]
+    for option, given in (("--task-items", items is not None), ("--items", out is not None), ("--cached", cached)):
+        if given and not named:
+            raise ConfigError(f"{option} says nothing without --tasks", hint="add --tasks choices, or leave it out")
+    if overwrite and out is None:
+        raise ConfigError("--overwrite says nothing without --items", hint="leave it out")
+    if not named:
+        return None
+    for number, name in enumerate(named):
+        if not name or name in named[:number]:
+            raise ConfigError("--tasks names an empty task" if not name else f"--tasks names {name} twice")
+    if items is not None and items < 1:
+        raise ConfigError(f"--task-items {items} leaves nothing to judge by", hint="give 1 or more")
+    return TasksRequest(tuple(named), items, out, cached, overwrite)
 
 
 def text(sources: Sequence[str], tokens: int | None, seq_len: int, role: Literal["calib", "eval"]) -> TextRequest:

@@ -84,15 +84,27 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, windows: i
     return torch.cat([torch.tensor(lead, dtype=torch.int64).expand(windows, -1), text], dim=1)
 
 
-def too_short(name: str, *, have: int, windows: int, body: int, length: int) -> DataError:
+class TextTooShortError(DataError):
+    """A source holds fewer windows of text than were asked of it."""
+
+    def __init__(self, message: str, *, hint: str, source: str, windows: int) -> None:
+        super().__init__(message, hint=hint)
+        self.source = source
+        self.windows = windows
+        """How many it holds."""
+
+
+def too_short(name: str, *, have: int, windows: int, body: int, length: int) -> TextTooShortError:
     """Return the error of a source that holds fewer tokens than its windows need, `body` of them in each."""
     if have >= body:
         hint = f"ask for at most {have // body * length} tokens of it, or add another source"
     else:
         hint = f"ask for windows of at most {have + length - body} tokens, or add another source"
-    return DataError(
+    return TextTooShortError(
         f"{name} holds {have:,} tokens, and {windows:,} windows of {length:,} need {windows * body:,}.",
         hint=hint if have > 1 else "add another source",
+        source=name,
+        windows=have // body,
     )
 
 

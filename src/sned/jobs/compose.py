@@ -96,13 +96,25 @@ def of_plan(plan: Plan, geometry: Geometry) -> dict[str, Any]:
     if "fit" in scores:
         names = ("layer", "tokens", "rank", "condition", "ridge", "relative_error", "estimator", "structure")
         blocks["fit"] = [{name: fit[name] for name in names} for fit in scores["fit"]]
+    return blocks | _of_stages(plan)
+
+
+def _of_stages(plan: Plan) -> dict[str, Any]:
+    """Return the blocks that tell of the work of single stages: searches, repairs, training."""
+    blocks: dict[str, Any] = {}
     if searched := [stage for stage in plan.stages if "trace" in stage.scores or "ranking" in stage.scores]:
         blocks["search"] = _search(searched[-1])
     if evolved := [stage for stage in plan.stages if "evolved" in stage.scores]:
         blocks["evolution"] = _evolution(evolved[-1])
+    if valued := [stage for stage in plan.stages if "values" in stage.scores]:
+        blocks["worth"] = _worth(valued[-1])
+    if maps := [row for stage in plan.stages for row in stage.scores.get("stand_ins", [])]:
+        blocks["stand_ins"] = maps
     if refits := [row for stage in plan.stages for row in stage.scores.get("repair", [])]:
         names = ("layer", "which", "ridge", "left")
         blocks["repair"] = [{name: row[name] for name in names} for row in refits]
+    if trained := [stage for stage in plan.stages if "training" in stage.scores]:
+        blocks["training"] = [_training(stage) for stage in trained]
     return blocks
 
 
@@ -118,6 +130,8 @@ def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]
             left, size = len(parse_span(units)), geometry.axes[f"layers.{layer}.{kind}"].size
             shares[f"{part}_left"] = left / size
             words.append(f"{left:,} of {size:,} {unit} kept")
+    if state.merged:
+        words.append(f"merged with layers {state.merged}")
     if state.refitted:
         words.append("refitted")
     return shares | {"note": "; ".join(words)} if shares else {}
@@ -143,6 +157,23 @@ def _evolution(stage: Stage) -> dict[str, Any]:
         "chosen": {name: evolved[name] for name in ("loss", "params")},
         "front": stage.scores["front"],
     }
+
+
+def _worth(stage: Stage) -> dict[str, Any]:
+    """Return what every unit that might go was worth."""
+    objective = stage.options.get("objective", "perplexity")
+    return {"objective": objective, **stage.scores["valuation"], "units": stage.scores["values"]}
+
+
+def _training(stage: Stage) -> dict[str, Any]:
+    """Return how the training of a stage went."""
+    found = stage.scores["training"]
+    rows = [
+        {"step": int(step), "tokens": int(tokens), "loss": loss, "held_out": held_out}
+        for step, tokens, loss, held_out in found["curve"]
+    ]
+    kept = {name: found[name] for name in ("loss", "tokens", "best_step", "ended")}
+    return {"stage": stage.method, "options": dict(stage.options), "curve": rows} | kept
 
 
 def _kind(state: str, cut: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from sned.runtime.greedy import present_blocks
 from sned.runtime.planner import check_budget
 from sned.runtime.sweep import BATCH_TOKENS, STREAM_CHUNK_TOKENS
 from sned.runtime.trials import HELD_BYTES
+from sned.runtime.valuation import find_units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from sned.progress import Progress
     from sned.runtime.method import Method
 
-SHARED = {"exhaustive": 1.0, "exact": 0.5, "racing": 0.05}
-"""About the part of measuring every candidate on every token from the first layer on that a search really does."""
+SHARED = {"exhaustive": 1.0, "exact": 0.5, "racing": 0.05, "loo": 0.5, "shapley": 0.25}
+"""About the part of measuring every candidate on every token from the first layer on that is really done."""
 _BLOCKS_FIRST = 0.4
 """About the part of the budget that a method which also narrows layers spends on whole blocks."""
 _KINDS = {"mix": ("attn", "mlp"), "mha": ("attn",), "mlp": ("mlp",)}
@@ -48,7 +49,7 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
     calibration = calibrate(request, method, options, model, session)
     view = model.view
     budget = check_budget(view, method, request.budget, options)
-    tokens = 0 if calibration is None else calibration.n_tokens
+    tokens = 0 if calibration is None else calibration.take(windows_read(len(calibration), options)).n_tokens
     evaluated, compared = 0, 0
     steps = ["load", "calibrate", "plan"] if method.reads_text(options) else ["load", "plan"]
     if isinstance(request, PruneRequest):
@@ -57,8 +58,9 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
         compared = 2 + len(request.baselines) + (request.budget.kind in ("blocks", "remove") and "search" in options)
         steps += ["evaluate", "save", "verify", "measure speed", "report"]
     tried = trials(view, method, budget, options)
-    passes = tried * SHARED[options["search"]] if "search" in options else sweeps(options)
-    held = HELD_BYTES if "search" in options else 0
+    how = "exact" if "merge" in options else options.get("search", options.get("metric"))
+    passes = tried * SHARED[how] if how in SHARED else sweeps(options)
+    held = HELD_BYTES if how in SHARED else 0
     if budget.sparsity is not None:
         held = memory_to_sparsify(view, tokens)
     return {
@@ -99,6 +101,11 @@ def sweeps(options: Mapping[str, Any]) -> int:
     return 2 + read_allocator(options["allocate"])[0].needs_tokens
 
 
+def windows_read(windows: int, options: Mapping[str, Any]) -> int:
+    """Return how many windows of calibration text a method looks at."""
+    return min(windows, options.get("sentences") or options.get("windows") or windows)
+
+
 def memory_to_sparsify(view: View, tokens: int) -> int:
     """Return the bytes of the stream of all tokens, and of the products of a layer's inputs with their factors."""
     layer = {m.reads: m.columns for m in all_matrices(view) if m.layer == next(iter(view.layers))}
@@ -106,7 +113,11 @@ def memory_to_sparsify(view: View, tokens: int) -> int:
 
 
 def trials(view: View, method: Method, budget: Budget, options: Mapping[str, Any]) -> int:
-    """Estimate how many candidates a greedy search meets in all its steps; 0 for a method that does not search."""
+    """Estimate how many candidates a method tries, a greedy search in all its steps; 0 for one that tries nothing."""
+    if "merge" in options:
+        return _merges(view, budget, options)
+    if options.get("metric") in ("loo", "shapley"):
+        return _absences(view, options)
     if "search" not in options:
         return 0
     goal = goal_of(budget, view.geometry)
@@ -119,6 +130,19 @@ def trials(view: View, method: Method, budget: Budget, options: Mapping[str, Any
         return sum(len(blocks) - 1 - 2 * step for step in range(gone // 2))
     found = sum(len(blocks) - step for step in range(gone))
     return found + (_narrowings(view, goal, options) if narrows else 0)
+
+
+def _merges(view: View, budget: Budget, options: Mapping[str, Any]) -> int:
+    """Estimate the merges of layers that are tried: all before each one that is made, or each once on a walk."""
+    rounds = math.ceil((budget.layers or 0) / (options["merge"] - 1)) if options["threshold"] is None else 1
+    return rounds * max(1, len(view.layers) - options["merge"])
+
+
+def _absences(view: View, options: Mapping[str, Any]) -> int:
+    """Estimate the sets of units whose absence is tried: each unit alone, or all prefixes of many orders."""
+    last = options["max_end"] or view.geometry.n_layers - 1
+    n = len(find_units(view, options["units"], options["min_start"], last))
+    return n if options["metric"] == "loo" else min(2**n, options["permutations"] * (n - 1) + 2)
 
 
 def _blocks_gone(view: View, goal: Goal, blocks: list[Any], part: float) -> int:

@@ -111,7 +111,8 @@ def layer_part(view: View, name: str, dims: int) -> str:
         return "attention"
     if name.startswith(tuple(f"{module}." for module in mlp)):
         return "mlp"
-    return "norms" if dims == 1 else "other"
+    # a bare weight is that of a map in a layer's place
+    return "norms" if dims == 1 and name != "weight" else "other"
 
 
 def prunable(view: View) -> list[dict[str, Any]]:

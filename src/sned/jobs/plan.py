@@ -32,7 +32,8 @@ def plan(request: PlanRequest, progress: Progress) -> Plan:
     model = open_model(request.load, session)
     spare_source(model, request.out)
     calibration = calibrate(request, method, options, model, session)
-    with unfinished_work(request, job_facts(request, model, calibration, options)) as journal:
+    facts = job_facts(request, model, calibration, options)
+    with unfinished_work(request.out, facts, resume=request.resume) as journal:
         made = run_method(request, method, model.view, calibration, journal, session, source=model.source)
         with atomic_folder(request.out, overwrite=request.overwrite) as folder:
             save_plan(made, folder)

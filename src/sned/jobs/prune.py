@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import yaml
 
 from sned.checkpoint.folders import atomic_folder
 from sned.checkpoint.save import save_model
@@ -20,7 +18,9 @@ from sned.evaluation.speed import race
 from sned.jobs import compose
 from sned.jobs.compare import Comparisons
 from sned.jobs.plan import calibrate, run_method, validate
+from sned.jobs.recipe_file import write_recipe
 from sned.jobs.request import EVALUATION_TOKENS
+from sned.jobs.resolve import of_prune
 from sned.jobs.session import (
     Recorder,
     Session,
@@ -37,6 +37,8 @@ from sned.plans.store import save_plan
 from sned.runtime.method import find_method
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sned.checkpoint.model import Model
     from sned.data.tokens import Tokens
     from sned.jobs.request import PruneRequest
@@ -62,7 +64,7 @@ def prune(request: PruneRequest, progress: Progress) -> Report:
     evaluation = read_text(dense, request.evaluation, EVALUATION_TOKENS, seed=request.seed, evaluation=True)
     check_disjoint(calibration, evaluation, session, allow=request.allow_overlap)
     facts = job_facts(request, dense, calibration, options)
-    with unfinished_work(request, facts) as journal:
+    with unfinished_work(request.out, facts, resume=request.resume) as journal:
         pruned = dense.with_view(dense.view.fork())
         plan = run_method(request, method, pruned.view, calibration, journal, session, source=dense.source)
         judged = _judge(request, plan, dense, pruned, calibration, evaluation, journal, session)
@@ -77,9 +79,9 @@ def prune(request: PruneRequest, progress: Progress) -> Report:
         extra = {} if calibration is None else {"calibration": compose.of_text(calibration)}
         with atomic_folder(request.out, overwrite=request.overwrite) as folder:
             known = {**heading, **extra, **judged, "speed": measure_speed(dense, pruned, session)}
-            report = write_output(folder, plan, dense, pruned, session, known, name=Path(request.out).name)
+            report = write_output(folder, plan, dense, pruned, session, known, name=request.out.name, recipe=True)
             notes = folder / "sned"
-            _write_recipe(request, calibration, evaluation, notes / "recipe.yaml")
+            write_recipe(of_prune(request, method, options), notes / "recipe.yaml")
             if calibration is not None:
                 calibration.save(notes / "calibration.safetensors")
             evaluation.save(notes / "evaluation.safetensors")
@@ -107,7 +109,8 @@ def _judge(
             lambda: asdict(measure_quality(pruned.view, evaluation, dense=dense.view, progress=session.progress)),
         )
         rows = Comparisons(request, plan, dense, evaluation, journal, session).rows(calibration)
-        samples = journal.recall("samples", [*key, request.prompts], lambda: _samples(request, dense, pruned, session))
+        prompts = request.prompts
+        samples = journal.recall("samples", [*key, prompts], lambda: write_samples(prompts, dense, pruned, session))
     return {
         "quality": compose.of_quality(Quality(**figures), evaluation),
         "baselines": rows,
@@ -115,13 +118,14 @@ def _judge(
     }
 
 
-def _samples(request: PruneRequest, dense: Model, pruned: Model, session: Session) -> list[dict[str, str]]:
-    if dense.streamed:
+def write_samples(prompts: Sequence[str], dense: Model, pruned: Model, session: Session) -> list[dict[str, str]]:
+    """Let both models continue each prompt; a streamed one continues none."""
+    if dense.streamed or pruned.streamed:
         session.progress.info("no samples and no speed: decoding a streamed model would read it once per token")
         return []
-    with session.progress.task("write samples", 2 * len(request.prompts)) as advance:
+    with session.progress.task("write samples", 2 * len(prompts)) as advance:
         rows: list[dict[str, str]] = []
-        for prompt in request.prompts:
+        for prompt in prompts:
             row = {"prompt": prompt}
             for label, model in (("dense", dense), ("pruned", pruned)):
                 row[label] = continue_greedily(model.view, model.tokenizer, prompt)
@@ -131,15 +135,22 @@ def _samples(request: PruneRequest, dense: Model, pruned: Model, session: Sessio
 
 
 def write_output(
-    folder: Path, plan: Plan, dense: Model, pruned: Model, session: Session, known: dict[str, Any], *, name: str
+    folder: Path,
+    plan: Plan,
+    dense: Model,
+    pruned: Model,
+    session: Session,
+    known: dict[str, Any],
+    *,
+    name: str,
+    recipe: bool = False,
 ) -> Report:
-    """Save and verify a pruned model in a folder, and write its report, page and card.
+    """Save and verify a pruned model in a folder, and write its report, page and card, which may tell of a recipe.
 
     Raises:
         CheckpointError: the disk is full.
         VerificationError: the saved model is not the planned one.
     """
-    from sned.report.card import front_matter, render_card
     from sned.report.html import render
     from sned.report.schema import dump
 
@@ -162,11 +173,18 @@ def write_output(
     )
     dump(report, notes / "report.json")
     (notes / "report.html").write_text(render(report), encoding="utf-8")
+    _write_card(report, dense, folder, name=name, recipe=recipe)
+    return report
+
+
+def _write_card(report: Report, dense: Model, folder: Path, *, name: str, recipe: bool) -> None:
+    from sned.report.card import front_matter, render_card
+
     card = dense.folder / "README.md"
     metadata = front_matter(card.read_text(encoding="utf-8", errors="replace")) if card.exists() else {}
     base = dense.source if "/" in dense.source and not Path(dense.source).exists() else None
-    (folder / "README.md").write_text(render_card(report, metadata, name=name, base_model=base), encoding="utf-8")
-    return report
+    written = render_card(report, metadata, name=name, base_model=base, recipe=recipe)
+    (folder / "README.md").write_text(written, encoding="utf-8")
 
 
 def measure_speed(dense: Model, pruned: Model, session: Session) -> dict[str, Any] | None:
@@ -177,15 +195,6 @@ def measure_speed(dense: Model, pruned: Model, session: Session) -> dict[str, An
         session.progress.warn("speed was not measured: memory is short")
         return None
     return compose.of_race(race(dense.view, pruned.view, progress=session.progress))
-
-
-def _write_recipe(request: PruneRequest, calibration: Tokens | None, evaluation: Tokens, file: Path) -> None:
-    """Write what was asked for; numbers of tokens as they came out, for a later sned may propose others."""
-    read = {"calibration": calibration, "evaluation": evaluation}
-    texts = {name: replace(getattr(request, name), tokens=text.n_tokens) for name, text in read.items() if text}
-    request = replace(request, **texts)
-    document = json.loads(json.dumps(asdict(request), default=str))  # tuples to lists, paths to text
-    file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _journal_file(journal: Journal) -> Path:

@@ -12,13 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from sned.jobs.recipe import Recipe
     from sned.plans.budget import Budget
+    from sned.training.healing import Healing
 
 Switch = Literal["auto", "on", "off"]
 DTypeName = Literal["auto", "bf16", "fp32", "fp16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 EVALUATION_TOKENS = 16_384
 """How many tokens quality is measured on unless told otherwise."""
+TRAINING_TOKENS = 131_072
+"""How many tokens a pruned model is trained on unless told otherwise."""
+TRAINING_RATES = {"lora": 1e-3, "full": 1e-4, "transform": 1e-3}
+"""The peak learning rate unless told otherwise, by what is trained."""
 
 PROMPTS = (
     "The capital of France is",
@@ -46,6 +52,21 @@ class TextRequest:
     tokens: int | None = None
     """How many; None: as many as the method usually looks at, or as quality is usually measured on."""
     seq_len: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TasksRequest:
+    """Which tasks to set a model."""
+
+    names: tuple[str, ...]
+    """`choices`, names that lm-eval knows, and paths of YAML files in its format."""
+    items: int | None = None
+    """Only so many of each task; None: all of lm-eval's, and as many of `choices` as usual."""
+    out: Path | None = None
+    """Folder for the logs of single items."""
+    cached: bool = False
+    """Whether `choices` reads each context once and keeps its cache."""
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +104,35 @@ class PruneRequest(PlanRequest):
     baselines: tuple[str, ...] = ()
     """Methods planned and evaluated beside the one asked for, at the same budget, without saving them."""
     prompts: tuple[str, ...] = PROMPTS
+
+
+@dataclass(frozen=True, slots=True)
+class HealRequest:
+    """Train a pruned model."""
+
+    pruned: Path
+    """A folder that sned wrote."""
+    load: LoadRequest
+    """How to hold the model that it was pruned from, and learns from; `auto` is the dtype of the pruned one."""
+    out: Path
+    healing: Healing
+    keep_zeros: bool | None = None
+    """Whether zeros among the weights stay; None: if the plan was asked to make some."""
+    text: TextRequest = field(default_factory=TextRequest)
+    evaluation: TextRequest = field(default_factory=TextRequest)
+    allow_overlap: bool = False
+    seed: int = 0
+    overwrite: bool = False
+    resume: bool = True
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """Carry out a recipe, as `resolve` returns it."""
+
+    recipe: Recipe
+    out: Path
+    overwrite: bool = False
+    resume: bool = True
+    command: str = ""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sned.jobs.request import LoadRequest, ProfilesRequest, TextRequest
     from sned.models.view import View
     from sned.progress import Progress
+    from sned.runtime.statistics import Metric
 
 SCHEMA = 1
 JSON_FILE, PAGE_FILE = "scan.json", "scan.html"
@@ -126,9 +127,15 @@ def _distances(view: View) -> Distances:
     return Distances([*view.layers, view.geometry.n_layers])
 
 
-def _row(layer: int, part: dict[str, float]) -> dict[str, Any]:
-    named = {"influence": "layer", "attention": "attn", "mlp": "mlp", "relative": "relative"}
-    return {"layer": layer} | {name: _number(part.get(key)) for name, key in named.items()}
+def _row(layer: int, parts: dict[str, dict[Metric, float]]) -> dict[str, Any]:
+    turned = {part: values["cosine"] for part, values in parts.items()}
+    return {
+        "layer": layer,
+        "influence": _number(turned["layer"]),
+        "attention": _number(turned.get("attn")),
+        "mlp": _number(turned.get("mlp")),
+        "relative": _number(parts["layer"]["relative_l2"]),
+    }
 
 
 def _by_length(square: Sequence[Sequence[float]], depth: int) -> list[list[float | None]]:

@@ -167,19 +167,20 @@ def check_disjoint(calibration: Tokens | None, evaluation: Tokens, session: Sess
 
 
 @contextmanager
-def unfinished_work(request: PlanRequest, facts: dict[str, Any]) -> Iterator[Journal]:
+def unfinished_work(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterator[Journal]:
     """Give the journal of a job, kept beside its output until the job is done.
 
     Args:
-        request: The job.
+        out: Where the job writes.
+        resume: Whether to go on from what is there; else it is thrown away.
         facts: All that its results depend on; a resumed job must agree.
 
     Raises:
         ConfigError: unfinished work of another job is there; the differences are listed.
     """
-    out = request.out.expanduser().resolve()
+    out = out.expanduser().resolve()
     folder = out.with_name(f".{out.name}.work")
-    if folder.exists() and not request.resume:
+    if folder.exists() and not resume:
         shutil.rmtree(folder)
     known = {"sned": __version__, **facts}
     record = folder / "job.json"

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sned.models.modeling_sned import LinearLayer
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -80,7 +78,7 @@ def layer_flops(layer: nn.Module, active_expert_ratio: float) -> int:
 
 def layer_kv_values(view: View, index: int) -> int:
     """Count the numbers that one token leaves in the cache of one layer."""
-    if isinstance(view.layer(index), LinearLayer) or not view.has_branch(index, "attn"):
+    if not view.has_branch(index, "attn"):
         return 2
     groups = len(view.alive[f"layers.{index}.attn.group"])
     return 2 * groups * view.geometry.head_dim

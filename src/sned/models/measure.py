@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sned.models.family import Family
-    from sned.models.view import LayerSource
+    from sned.models.weights import LayerSource
 
 N_FINGERPRINT_SAMPLES = 4
 

@@ -5,12 +5,14 @@ transformers, and never imports sned.
 
 What differs by layer stands in the config under `per_layer_config`, in the schema of transformers: the family's own
 names of widths and head counts, and `skip` for a branch that is gone. What that schema cannot say stands under
-`sned_layers`: where the layers are, which modules a branch consists of, and which parameters its width is a size of.
+`sned_layers`: where the layers are, what stands for removed ones, which modules a branch consists of, and which
+parameters its width is a size of.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -68,19 +70,46 @@ class NoMLP(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-class LinearLayer(nn.Module):
-    """Stands where decoder layers were replaced by one linear map of the residual stream."""
+def stand_in(spec: str, weight: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+    """Return what stands for removed layers makes of the residual stream `x` `[..., hidden]`, in the same shape.
 
-    def __init__(self, hidden: int, layer_idx: int, *, returns_tuple: bool = False) -> None:
+    Args:
+        spec: `linear`: `x T`; `shift`: `x + u`; `scale`: `x * d`, channel by channel; `lowrank`: `x + (x A) B`.
+        weight: `T` `[hidden, hidden]`; `u` or `d` `[hidden]`; the rows of `A` transposed, then those of `B`
+            `[2 * rank, hidden]`.
+        stream: The stream.
+    """
+    match spec:
+        case "linear":
+            return stream @ weight
+        case "shift":
+            return stream + weight
+        case "scale":
+            return stream * weight
+        case "lowrank":
+            down, up = weight.chunk(2)
+            return stream + nn.functional.linear(stream, down) @ up
+    raise ValueError(f"nothing called {spec!r} can stand for a layer")
+
+
+class StandIn(nn.Module):
+    """Stands where decoder layers were replaced by something simple that sees the residual stream alone.
+
+    A fresh one passes the stream through.
+    """
+
+    def __init__(self, spec: str, shape: Sequence[int], layer_idx: int, *, returns_tuple: bool = False) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden, hidden, bias=False)
+        fresh = {"linear": torch.eye(shape[-1]), "scale": torch.ones(*shape)}
+        self.weight = nn.Parameter(fresh[spec] if spec in fresh else torch.zeros(*shape))
+        self.spec = spec
         self.layer_idx = layer_idx
         self.returns_tuple = returns_tuple
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Map `[batch, tokens, hidden]` to the same shape, and count the tokens in the cache."""
         _count_tokens(_find_cache(args, kwargs), hidden_states, self.layer_idx)
-        mapped = self.linear(hidden_states)
+        mapped = stand_in(self.spec, self.weight, hidden_states)
         return (mapped, None) if self.returns_tuple else mapped
 
 
@@ -91,22 +120,22 @@ def rebuild(model: nn.Module, config: Any) -> None:
     while not hasattr(model, names[0]):
         names.pop(0)  # a bare decoder lacks the first step of the path
     layers: Any = model.get_submodule(".".join(names))
-    linear = facts.get("linear", [])
+    stand_ins = {own["layer"]: own for own in facts.get("stand_ins", [])}
     for index, own in config.overrides.items():
-        if index in linear:
+        if index in stand_ins:
             continue
-        for branch, stand_in in (("attention", NoMixer(index)), ("mlp", NoMLP())):
+        for branch, silence in (("attention", NoMixer(index)), ("mlp", NoMLP())):
             if branch in own.get("skip", []):
-                _silence(layers[index], stand_in, facts[branch])
+                _silence(layers[index], silence, facts[branch])
             elif facts.get(branch, {}).get("width") in own:
                 _narrow(layers[index], config, own, facts[branch])
-    for index in linear:
-        layers[index] = LinearLayer(facts["hidden"], index, returns_tuple=facts["returns_tuple"])
+    for index, own in stand_ins.items():
+        layers[index] = StandIn(own["spec"], own["shape"], index, returns_tuple=facts["returns_tuple"])
 
 
-def _silence(layer: nn.Module, stand_in: nn.Module, facts: dict[str, Any]) -> None:
+def _silence(layer: nn.Module, silence: nn.Module, facts: dict[str, Any]) -> None:
     """Take a branch and the norms that serve it alone out of a layer."""
-    setattr(layer, facts["module"], stand_in)
+    setattr(layer, facts["module"], silence)
     for name in facts["passing"]:
         setattr(layer, name, nn.Identity())
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sned.errors import PlanError, UnsupportedModelError
-from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
+from sned.models.modeling_sned import NoMixer, NoMLP, StandIn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -96,32 +96,42 @@ def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
         _set_head_counts(view, axis.layer, len(current))
 
 
-def replace_with_linear(view: View, layers: Sequence[int], matrix: torch.Tensor) -> None:
-    """Put one linear map of the residual stream, `x <- x T`, in the place of consecutive layers.
+def replace(view: View, layers: Sequence[int], spec: str, tensor: torch.Tensor) -> None:
+    """Put one simple map of the residual stream (see `modeling_sned.stand_in`) in the place of consecutive layers.
 
     Raises:
-        PlanError: the layers are not consecutive present layers.
+        PlanError: the layers are not consecutive present layers, or the tensor has another shape than such maps have.
     """
     first, *rest = sorted(layers)
     start = require_consecutive(view, layers)
-    linear = linear_layer(view, first, matrix)
-    linear.layer_idx = start
-    view.set_layers({**view.layers, first: linear})
-    view.rebase(first, {"linear.weight": matrix.T.contiguous().to(view.dtype)})
+    require_shape(view, spec, tensor)
+    block = view.layer(first)
+    like = next(block.parameters())  # on meta, where layers are read from a source
+    layer = StandIn(spec, tensor.shape, start, returns_tuple=view.family.returns_tuple).train(block.training)
+    weight = tensor.contiguous().to(view.dtype, copy=True)  # the plan keeps its own
+    layer.weight = nn.Parameter(weight.to(like.device), requires_grad=False)
+    view.set_layers({**view.layers, first: layer})
+    view.rebase(first, {"weight": weight.to(view.device)})
     for axis in [name for name, axis in view.geometry.axes.items() if axis.layer == first]:
         view.alive.pop(axis, None)
     if rest:
         drop_layers(view, rest)
 
 
-def linear_layer(view: View, index: int, matrix: torch.Tensor) -> LinearLayer:
-    """Return a layer that maps `x` to `x T` in the model's dtype, on meta where the view's layers are."""
-    block = view.layer(index)
-    like = next(block.parameters())
-    layer = LinearLayer(view.geometry.hidden, 0, returns_tuple=view.family.returns_tuple)
-    weight = matrix.T.contiguous().to(like.device, view.dtype)
-    layer.linear.weight = nn.Parameter(weight, requires_grad=False)
-    return layer.train(block.training)
+def require_shape(view: View, spec: str, tensor: torch.Tensor) -> None:
+    """Make sure that a tensor is what a map that stands for layers consists of.
+
+    Raises:
+        PlanError: it is not.
+    """
+    hidden, shape = view.geometry.hidden, list(tensor.shape)
+    wanted = {"linear": [hidden, hidden], "shift": [hidden], "scale": [hidden]}.get(spec)
+    if wanted is None:  # two matrices of any rank, one upon the other
+        fits = len(shape) == 2 and shape[0] > 0 and shape[0] % 2 == 0 and shape[1] == hidden
+    else:
+        fits = shape == wanted
+    if not fits:
+        raise PlanError(f"a {spec} map of this model is {wanted or f'[2 * rank, {hidden}]'} in size, not {shape}")
 
 
 def require_consecutive(view: View, layers: Sequence[int]) -> int:

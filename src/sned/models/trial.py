@@ -13,7 +13,8 @@ from torch import nn
 
 from sned.models.forward import answering
 from sned.models.modeling_sned import NoMixer, NoMLP
-from sned.models.surgery import require_consecutive, require_sublayer
+from sned.models.modeling_sned import stand_in as mapped
+from sned.models.surgery import require_consecutive, require_shape, require_sublayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def skip(view: View, layers: Iterable[int]) -> Iterator[None]:
-    """Pass over whole layers in layer-by-layer runs."""
+    """Pass over whole layers in layer-by-layer runs.
+
+    All of them, if need be, which no op may remove: the stream then passes straight from embeddings to head.
+    """
     before = view.skipped
     for i in (gone := frozenset(layers)):
         view.layer(i)
@@ -70,15 +74,16 @@ def gate(view: View, axis: Axis, mask: torch.Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def stand_in(view: View, layers: list[int], matrix: torch.Tensor) -> Iterator[None]:
-    """Let one linear map of the residual stream answer for consecutive layers."""
+def stand_in(view: View, layers: list[int], spec: str, tensor: torch.Tensor) -> Iterator[None]:
+    """Let one simple map of the residual stream answer for consecutive layers."""
     require_consecutive(view, layers)
+    require_shape(view, spec, tensor)
     first, *rest = layers
-    weight = matrix.T.to(view.device, view.dtype)
+    weight = tensor.to(view.device, view.dtype)
 
     def instead(hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        mapped = nn.functional.linear(hidden_states, weight)
-        return (mapped, None) if view.family.returns_tuple else mapped
+        out = mapped(spec, weight, hidden_states)
+        return (out, None) if view.family.returns_tuple else out
 
     with skip(view, rest), answering(view.layer(first), instead):
         yield

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,28 +18,16 @@ from torch import nn
 from sned.errors import PlanError
 from sned.models.infer import resolve_family
 from sned.models.measure import measure, sample_weights
-from sned.models.modeling_sned import LinearLayer, NoMixer, NoMLP
-from sned.models.weights import Edit, LiveWeights, Weights
+from sned.models.modeling_sned import NoMixer, NoMLP, StandIn
+from sned.models.weights import Edit, LayerSource, LiveWeights, Weights, read_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from transformers import PreTrainedModel
 
     from sned.models.family import Sublayer
     from sned.models.geometry import Axis
-
-
-class LayerSource(Protocol):
-    """Supplies the base tensors of layers that are not kept in memory."""
-
-    def layer(self, index: int) -> dict[str, torch.Tensor]:
-        """Return all tensors of a base layer by layer-relative name, in the dtype and on the device to run in."""
-        ...
-
-    def sample(self, index: int, name: str, count: int) -> torch.Tensor:
-        """Return elements `sample_indices(numel, count)` of one flattened base tensor."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -175,8 +163,8 @@ class View:
         return bool(getattr(self.model.config, rule)) if isinstance(rule, str) else rule
 
     def is_replaced(self, index: int) -> bool:
-        """Tell whether a linear map stands where the layer was."""
-        return isinstance(self.layer(index), LinearLayer)
+        """Tell whether a simple map stands where the layer was."""
+        return isinstance(self.layer(index), StandIn)
 
     def fold_obstacle(self, index: int) -> str | None:
         """Say why no linear map can be folded into the MLP output of a layer, or None if one can."""
@@ -199,13 +187,22 @@ class View:
         if self._source is None:
             yield layer
             return
-        layer.load_state_dict(_read(self._source, index, self._history[index]), strict=True, assign=True)
+        layer.load_state_dict(read_layer(self._source, index, self._history[index]), strict=True, assign=True)
         try:
             yield layer
         finally:
             live = LiveWeights(layer)
             for name in list(live):
                 live[name] = torch.empty_like(live[name], device="meta")
+
+    def reader(self, index: int) -> Callable[[], Mapping[str, torch.Tensor]]:
+        """Return what gives the tensors of a present layer as it is now, whatever becomes of the layer later."""
+        layer = self.layer(index)
+        if self._source is None:
+            held = dict(LiveWeights(layer))
+            return lambda: held
+        source, edits = self._source, tuple(self._history[index])
+        return lambda: read_layer(source, index, edits)
 
     def edit(self, index: int, change: Edit, *, structural: bool) -> None:
         """Change the tensors of one layer, now and whenever it is read again.
@@ -276,21 +273,13 @@ class View:
         self.alive[new] = self.alive.pop(old)
         self.changed |= {taker}
         if self._source is not None:
-            source, edits, inside = self._source, tuple(self._history[giver]), tuple(f"{name}." for name in names)
+            read, inside = self.reader(giver), tuple(f"{name}." for name in names)
 
             def change(weights: Weights) -> None:
-                weights.update({n: t for n, t in _read(source, giver, edits).items() if n.startswith(inside)})
+                weights.update({n: t for n, t in read().items() if n.startswith(inside)})
 
             self._history[taker].append(change)
 
     def _layer_list(self) -> nn.ModuleList:
         layers: Any = self.model.get_submodule(self.family.layers)
         return layers
-
-
-def _read(source: LayerSource, index: int, edits: Iterable[Edit]) -> dict[str, torch.Tensor]:
-    """Read the base tensors of a layer, and repeat what was done to them."""
-    weights = dict(source.layer(index))
-    for edit in edits:
-        edit(weights)
-    return weights

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -46,3 +46,23 @@ class LiveWeights(MutableMapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+class LayerSource(Protocol):
+    """Supplies the base tensors of layers that are not kept in memory."""
+
+    def layer(self, index: int) -> dict[str, torch.Tensor]:
+        """Return all tensors of a base layer by layer-relative name, in the dtype and on the device to run in."""
+        ...
+
+    def sample(self, index: int, name: str, count: int) -> torch.Tensor:
+        """Return elements `sample_indices(numel, count)` of one flattened base tensor."""
+        ...
+
+
+def read_layer(source: LayerSource, index: int, edits: Iterable[Edit]) -> dict[str, torch.Tensor]:
+    """Read the base tensors of a layer, and repeat what was done to them."""
+    weights = dict(source.layer(index))
+    for edit in edits:
+        edit(weights)
+    return weights

@@ -71,12 +71,13 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a method that cuts parts of layers has to reach: a number of blocks, of parameters removed, or of zeros."""
+    """What a method has to reach: a number of blocks, of whole layers, of parameters removed, or of zeros."""
 
     blocks: int | None = None
     params: int | None = None
     sparsity: float = 0.0
     """Share of zeros in the weights of the decoder layers' matrices."""
+    layers: int | None = None
 
     def reached(self, blocks: int, params: int) -> bool:
         """Tell whether so many blocks and parameters removed are enough."""
@@ -152,6 +153,8 @@ def goal_of(budget: Budget, geometry: Geometry) -> Goal:
     """
     if budget.sparsity is not None:
         return Goal(sparsity=budget.sparsity)
+    if budget.layers is not None:
+        return Goal(layers=budget.layers)
     if budget.blocks is not None:
         most = 2 * geometry.n_layers - 1
         if not 1 <= budget.blocks <= most:

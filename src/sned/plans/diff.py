@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sned.canon import format_span
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Replace, SetWeight
+from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Merge, Replace, SetWeight
 
 if TYPE_CHECKING:
     from sned.plans.plan import Plan
@@ -29,6 +29,10 @@ class LayerState:
     """Some of its weights have new values."""
     zeros: float = 0.0
     """Share of the weights of its matrices that were set to zero."""
+    stand_in: str = ""
+    """What stands where it was replaced, alone or with its neighbours."""
+    merged: str = ""
+    """Which layers were merged into it, and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def layer_states(plan: Plan) -> list[LayerState]:
     refitted: set[int] = set()
     for op in plan.ops:
         match op:
-            case DropLayers():
+            case DropLayers() | Merge():
                 for i in op.layers:
                     states[i] = {"layer": "removed", "attn": "removed", "mlp": "removed"}
             case DropSublayer():
@@ -60,23 +64,44 @@ def layer_states(plan: Plan) -> list[LayerState]:
                 states[op.layer] |= {"layer": "folded", "note": "a linear map is folded into its MLP"}
             case Replace():
                 for i in op.layers:
-                    states[i] = {"layer": "replaced", "attn": "removed", "mlp": "removed"}
-                states[op.layers[0]]["note"] = "one linear map stands here"
+                    states[i] = {"layer": "replaced", "attn": "removed", "mlp": "removed", "stand_in": op.stand_in}
+                states[op.layers[0]]["note"] = f"{op.stand_in} stands here"
             case SetWeight():
                 refitted.add(op.layer)
     for state in states:
         if state.get("attn") == state.get("mlp") == "removed" and state.get("layer") != "replaced":
             state.clear()  # nothing is left of it, whatever was done to it before
             state.update(layer="removed", attn="removed", mlp="removed")
+    for i, (merged, note) in _merges(plan).items():
+        _remark(states[i], note, merged=merged)
     for i in refitted:
-        if states[i].get("layer") not in ("removed", "replaced"):
-            note = "; ".join(filter(None, (states[i].get("note"), "refitted")))
-            states[i] |= {"note": note, "refitted": True}
+        _remark(states[i], "refitted", refitted=True)
     for i, share in _zeros(plan).items():
-        if states[i].get("layer") not in ("removed", "replaced"):
-            note = "; ".join(filter(None, (states[i].get("note"), f"{share:.1%} of its weights are zero")))
-            states[i] |= {"note": note, "zeros": share}
+        _remark(states[i], f"{share:.1%} of its weights are zero", zeros=share)
     return [LayerState(**state) for state in states]
+
+
+def _remark(state: dict[str, Any], note: str, **facts: Any) -> None:
+    """Add to what is said of a layer, if it is still there."""
+    if state.get("layer") not in ("removed", "replaced"):
+        state.update(facts, note="; ".join(filter(None, (state.get("note"), note))))
+
+
+def _merges(plan: Plan) -> dict[int, tuple[str, str]]:
+    """Return what was merged into each base layer and how: in short, and as a note with the similarity it left."""
+    found: dict[int, tuple[str, str]] = {}
+    for stage in plan.stages:
+        alike = {(row["into"], row["layers"]): row["similarity"] for row in stage.scores.get("merges", [])}
+        for op in stage.ops:
+            if isinstance(op, Merge) and op.mode != "keep_first":  # which leaves the base layer as it was
+                short, note = found.get(op.into, ("", ""))
+                layers = format_span(op.layers)
+                known = alike.get((op.into, layers))
+                how = op.mode if known is None else f"{op.mode}, similarity {known:.3f}"
+                short = ", ".join(filter(None, (short, f"{layers} ({op.mode})")))
+                note = "; ".join(filter(None, (note, f"layers {layers} merged into it ({how})")))
+                found[op.into] = short, note
+    return found
 
 
 def _zeros(plan: Plan) -> dict[int, float]:
@@ -102,8 +127,9 @@ def diff_plans(first: Plan, second: Plan) -> list[Difference]:
 
 def _words(state: LayerState) -> str:
     if state.layer in ("removed", "replaced"):
-        return state.layer
+        return f"replaced by {state.stand_in}" if state.stand_in else state.layer
     sublayers = (("attn", state.attn, state.attn_units), ("mlp", state.mlp, state.mlp_units))
     parts = [f"{name} {value} {units}".strip() for name, value, units in sublayers if value != "kept"]
     zeros = [f"{state.zeros:.1%} zero"] if state.zeros else []
-    return ", ".join([state.layer, *parts, *["refitted"] * state.refitted, *zeros])
+    merged = [f"merged with {state.merged}"] if state.merged else []
+    return ", ".join([state.layer, *parts, *merged, *["refitted"] * state.refitted, *zeros])

@@ -15,8 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from sned.canon import format_span, parse_span
 from sned.errors import PlanError
-from sned.models import folding, surgery, trial
+from sned.models import folding, merging, surgery, trial
 from sned.models.family import Sublayer
+from sned.models.merging import MergeMode
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -50,6 +51,11 @@ class _Op(BaseModel, ABC):
     @abstractmethod
     def touched(self) -> tuple[int, ...]:
         """The base layers whose computation the op changes."""
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The base layers whose state matters for what the op does to others."""
+        return ()
 
     @abstractmethod
     def apply(self, view: View, tensors: Tensors) -> None:
@@ -155,12 +161,26 @@ class Fold(_Op):
         return f"fold a linear map into the MLP of layer {self.layer}"
 
 
+Spec = Literal["linear", "shift", "scale", "lowrank"]
+_SPECS: dict[Spec, str] = {
+    "linear": "one linear map",
+    "shift": "one constant shift",
+    "scale": "one factor per channel",
+    "lowrank": "one low-rank update",
+}
+
+
 class Replace(_Op):
-    """Put one linear map `[hidden, hidden]` of the residual stream in the place of consecutive layers."""
+    """Put one simple map of the residual stream `x` in the place of consecutive layers.
+
+    By `spec`, the tensor is: `linear`, `T` `[hidden, hidden]` of `x T`; `shift`, `u` `[hidden]` of `x + u`; `scale`,
+    `d` `[hidden]` of `x * d`; `lowrank`, the rows of `A` transposed, then those of `B`, `[2 * rank, hidden]`, of
+    `x + (x A) B`.
+    """
 
     op: Literal["replace"] = "replace"
     layers: Span
-    spec: Literal["linear"] = "linear"
+    spec: Spec = "linear"
     tensor: str
 
     @property
@@ -168,13 +188,47 @@ class Replace(_Op):
         return self.layers
 
     def apply(self, view: View, tensors: Tensors) -> None:
-        surgery.replace_with_linear(view, self.layers, _fetch(tensors, self.tensor))
+        surgery.replace(view, self.layers, self.spec, _fetch(tensors, self.tensor))
 
     def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
-        return trial.stand_in(view, list(self.layers), _fetch(tensors, self.tensor))
+        return trial.stand_in(view, list(self.layers), self.spec, _fetch(tensors, self.tensor))
+
+    @property
+    def stand_in(self) -> str:
+        """What stands in the place of the layers, in words."""
+        return _SPECS[self.spec]
 
     def describe(self) -> str:
-        return f"replace layers {format_span(self.layers)} by one linear map"
+        return f"replace layers {format_span(self.layers)} by {self.stand_in}"
+
+
+class Merge(_Op):
+    """Merge the layers that directly follow a base layer into it, and remove them.
+
+    The base layer keeps its norms; its matrices and their biases change by `mode` (see `models.merging`).
+    """
+
+    op: Literal["merge"] = "merge"
+    into: Index
+    layers: Span
+    mode: MergeMode
+
+    @property
+    def touched(self) -> tuple[int, ...]:
+        return (self.into, *self.layers)
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return tuple(range(self.into + 1, self.layers[-1] + 1))  # those in between must have been removed
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        merging.merge(view, self.into, self.layers, self.mode)
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        return merging.merged(view, self.into, self.layers, self.mode)
+
+    def describe(self) -> str:
+        return f"merge layers {format_span(self.layers)} into layer {self.into} ({self.mode})"
 
 
 class SetWeight(_Op):
@@ -228,7 +282,7 @@ class Mask(_Op):
         return f"set {self.zeros / max(1, self.of):.1%} of {self.param} of layer {self.layer} to zero"
 
 
-Op = Annotated[DropLayers | DropSublayer | Keep | Fold | Replace | SetWeight | Mask, Field(discriminator="op")]
+Op = Annotated[DropLayers | DropSublayer | Keep | Fold | Replace | Merge | SetWeight | Mask, Field(discriminator="op")]
 
 
 def _fetch(tensors: Tensors, reference: str) -> torch.Tensor:

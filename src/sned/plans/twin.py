@@ -12,7 +12,7 @@ import torch
 
 from sned.canon import format_span
 from sned.errors import PlanError
-from sned.plans.ops import DropLayers, DropSublayer, Keep, Op, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Keep, Merge, Op, Replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,7 +68,7 @@ class _Shape:
         shape = cls()
         for op in ops:
             match op:
-                case DropLayers():
+                case DropLayers() | Merge():  # what a base layer becomes is a change of values
                     shape.layers |= set(op.layers)
                 case DropSublayer():
                     (shape.attn if op.which == "attn" else shape.mlp).add(op.layer)

@@ -110,6 +110,7 @@ class Seconds(Block):
     load: Positive | None = None
     calibrate: Positive | None = None
     plan: Positive | None = None
+    train: Positive | None = None
     apply: Positive | None = None
     save: Positive | None = None
     verify: Positive | None = None

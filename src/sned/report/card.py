@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sned.report import facts, numbers, zeros
+from sned.report import facts, numbers, trained, zeros
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,14 @@ def front_matter(readme: str) -> dict[str, Any]:
     return block if isinstance(block, dict) else {}
 
 
-def render_card(report: Report, base_metadata: Mapping[str, Any], *, name: str, base_model: str | None = None) -> str:
+def render_card(
+    report: Report,
+    base_metadata: Mapping[str, Any],
+    *,
+    name: str,
+    base_model: str | None = None,
+    recipe: bool = False,
+) -> str:
     """Return the text of ``README.md``.
 
     Args:
@@ -43,6 +50,7 @@ def render_card(report: Report, base_metadata: Mapping[str, Any], *, name: str, 
         base_metadata: front matter of the base model's card; its licence and languages are inherited.
         name: title of the card, usually the name of the folder.
         base_model: Hub id of the base model; None when it has none (a local folder).
+        recipe: whether a recipe lies beside the report.
     """
     import yaml
 
@@ -59,14 +67,15 @@ def render_card(report: Report, base_metadata: Mapping[str, Any], *, name: str, 
         _measured(report),
         _load(report, name),
         _limits(report),
-        _made(report),
+        _made(report, recipe=recipe),
     ]
     return f"---\n{block}---\n\n" + "\n\n".join(filter(None, body)) + "\n"
 
 
 def _intro(report: Report, name: str, base_model: str | None) -> str:
     link = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{report.model.source}`"
-    text = f"# {name}\n\n{link}, pruned with `{report.method}`. {facts.verdict(report)}"
+    how = "pruned, then trained with `sned heal`" if trained.is_healed(report) else f"pruned with `{report.method}`"
+    text = f"# {name}\n\n{link}, {how}. {facts.verdict(report)}"
     notes = [f"- Layer {layer}: {note}" for layer, note in facts.notes(report)]
     layered = report.stack and not (report.sparsity and facts.is_whole(report.stack))
     counted = "Layers are counted from 0 in the base model; a range names both its ends."
@@ -103,7 +112,7 @@ def _load(report: Report, name: str) -> str:
 
 
 def _limits(report: Report) -> str:
-    known = ["The weights were not trained after pruning; training would recover some of the loss."]
+    known = [trained.limit(report)]
     if report.quality:
         tokens, source = numbers.grouped(report.quality.protocol.tokens), report.quality.protocol.source
         known.append(
@@ -119,10 +128,14 @@ def _limits(report: Report) -> str:
     return "## Limits\n\n" + "\n".join(f"- {item}" for item in known)
 
 
-def _made(report: Report) -> str:
+def _made(report: Report, *, recipe: bool) -> str:
     lines = ["## How it was made", "", "```", report.command, "```"]
+    healed = trained.is_healed(report)
     if report.calibration:
-        text = report.calibration
-        lines += ["", f"Calibrated on {numbers.grouped(text.tokens)} tokens of `{text.source}`."]
-    lines += ["", f"sned {report.sned}. The plan, the full report and the recipe are in `sned/`."]
+        text, verb = report.calibration, "Trained with" if healed else "Calibrated on"
+        lines += ["", f"{verb} {numbers.grouped(text.tokens)} tokens of `{text.source}`."]
+    for item in report.training or []:
+        lines += ["", f"Training: {trained.sentence(item)}"]
+    kept = "plan, the full report and the recipe" if recipe else "plan and the full report"
+    lines += ["", f"sned {report.sned}. The {kept} are in `sned/`."]
     return "\n".join(lines)

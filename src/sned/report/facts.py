@@ -1,4 +1,4 @@
-"""What a report says, in words and rows, once for page, card and terminal. Imports canon, schema, numbers, zeros.
+"""What a report says, in words and rows, once for page, card and terminal. Imports canon and its neighbours.
 
 Layers are counted from 0 in the base model, and a range names both its ends.
 """
@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from sned.canon import format_span
-from sned.report import numbers, zeros
+from sned.report import numbers, tasks, zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sned.report.schema import Baseline, Layer, Pair, Repair, Report
 
-Section = Literal["Size", "Quality", "Speed"]
+Section = Literal["Size", "Quality", "Tasks", "Speed"]
 Verdict = Literal["better", "worse", ""]
 
 
@@ -50,8 +50,9 @@ def is_partial(stack: list[Layer]) -> bool:
 
 
 def spell_cut(cut: str) -> str:
-    """Return a step of a search in words: ``attn 7``, ``MLP 3 + attn 4``, ``MLP 3 → 1024``."""
-    return cut.replace("mlp.", "MLP ").replace("attn.", "attn ").replace("+", " + ").replace(":", " → ")
+    """Return a step of a search in words: ``layer 2``, ``attn 7``, ``MLP 3 + attn 4``, ``MLP 3 → 1024``."""
+    named = cut.replace("mlp.", "MLP ").replace("attn.", "attn ").replace("layer.", "layer ")
+    return named.replace("+", " + ").replace(":", " → ")
 
 
 def repaired(refits: list[Repair]) -> str:
@@ -96,7 +97,7 @@ def removal(report: Report) -> str:
     out = [item.layer for item in stack if item.state == "removed"]
     found = [
         _blocks_removed(stack, out) if is_partial(stack) else _counted("layer", out, "removed", len(stack)),
-        _counted("layer", [i.layer for i in stack if i.state == "replaced"], "replaced by a linear map", len(stack)),
+        _counted("layer", [i.layer for i in stack if i.state == "replaced"], "replaced by a simple map", len(stack)),
         _counted("attention", [i.layer for i in rest if i.attention == "trimmed"], "narrowed"),
         _counted("MLP", [i.layer for i in rest if i.mlp == "trimmed"], "narrowed"),
     ]
@@ -161,7 +162,8 @@ def compared(report: Report, beside: Baseline) -> str:
 
 def rows(report: Report) -> list[Row]:
     """Return the before/after table, without lines for what was not measured."""
-    return [*_size_rows(report), *_quality_rows(report), *_speed_rows(report)]
+    judged = [Row("Tasks", *cells) for cells in tasks.cells(report.tasks)] if report.tasks else []
+    return [*_size_rows(report), *_quality_rows(report), *judged, *_speed_rows(report)]
 
 
 def loading(report: Report, folder: str) -> str:

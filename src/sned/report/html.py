@@ -1,4 +1,4 @@
-"""Renders a report as one web page that needs nothing else: no network, no script. Imports facts, plots, zeros.
+"""Renders a report as one web page that needs nothing else: no network, no script. Imports its neighbours.
 
 Everything that a report quotes (prompts, commands, names) is escaped; only the pictures drawn here are not.
 """
@@ -19,6 +19,11 @@ from sned.report import (
     repair_picture,
     search_picture,
     svg,
+    tasks,
+    trained,
+    training_picture,
+    worth,
+    worth_picture,
     zeros,
     zeros_picture,
 )
@@ -31,13 +36,13 @@ if TYPE_CHECKING:
 STATES = {
     "kept": "kept",
     "folded": "kept, with a linear map folded into its MLP",
-    "replaced": "replaced by a linear map",
+    "replaced": "replaced by a simple map",
     "trimmed": "narrowed to the filled part",
     "removed": "removed",
 }
 FEW = 7
 """With so many layers or fewer, two pictures over layers fit beside each other."""
-_PHASES = ("load", "calibrate", "plan", "apply", "save", "verify", "evaluate")
+_PHASES = ("load", "calibrate", "plan", "apply", "train", "save", "verify", "evaluate")
 
 
 def render(report: Report) -> str:
@@ -60,7 +65,13 @@ def render(report: Report) -> str:
         chosen={(item.start, item.end) for item in report.chosen},
         beside=[(item.method, words) for item in report.baselines if (words := facts.compared(report, item))],
         reading=search_picture.value_of,
+        asked=tasks.words(report.tasks) if report.tasks else [],
         repaired=facts.repaired,
+        trained=trained.sentence,
+        healed=trained.is_healed(report),
+        meaning=worth.meaning,
+        column=worth.COLUMN,
+        placed=worth.placed,
         planned=facts.planned,
         cut=lambda item: facts.span(list(range(item.start, item.end))),
     )
@@ -133,8 +144,14 @@ def _pictures(report: Report) -> dict[str, Any]:
         drawn["search"] = search_picture.search(report.search, report.model.params.dense)
     if report.evolution:
         drawn["front"] = search_picture.front(report.evolution, report.model.params.dense)
+    if report.worth:
+        depth = len(report.stack) or 1 + max(unit.layer for unit in report.worth.units)
+        drawn["worth"] = worth_picture.worth(report.worth, depth)
     if report.repair:
         drawn["repair"] = repair_picture.repair(report.repair, report.stack)
+    for index, item in enumerate(report.training or []):
+        if training_picture.can_be_drawn(item):
+            drawn[f"training{index}"] = training_picture.training(item, f"training{index}")
     if report.quality and (report.quality.dense or report.baselines):
         drawn["quality"] = plots.quality(report.quality, report.method, report.baselines)
     if report.speed:

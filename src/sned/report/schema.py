@@ -1,7 +1,7 @@
 """The contract of ``report.json``, schema version 1: its keys, how it is read, and how it is written.
 
 Numbers are raw; rounding is the business of whoever shows them. A block is null when the command did not
-measure it. May import errors and `blocks` only.
+measure it. May import errors and the blocks only.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ from sned.report.blocks import (
     Throughput,
     Verify,
 )
+from sned.report.task_blocks import Tasks, TaskStability
+from sned.report.training_blocks import Training
+from sned.report.worth_blocks import StandIn, Valued, Worth
 
 __all__ = [
     "SCHEMA",
@@ -77,10 +80,16 @@ __all__ = [
     "Seconds",
     "Sparsity",
     "Speed",
+    "StandIn",
     "Step",
+    "TaskStability",
+    "Tasks",
     "Text",
     "Throughput",
+    "Training",
+    "Valued",
     "Verify",
+    "Worth",
     "dump",
     "load",
 ]
@@ -101,6 +110,7 @@ class Report(Block):
     plan: PlanFacts | None = None
     calibration: Text | None = None
     quality: Quality | None = None
+    tasks: Tasks | None = None
     speed: Speed | None = None
     cost: Cost | None = None
     verify: Verify | None = None
@@ -116,7 +126,10 @@ class Report(Block):
     fit: list[Fit] | None = None
     search: Search | None = None
     evolution: Evolution | None = None
+    worth: Worth | None = None
+    stand_ins: list[StandIn] | None = None
     repair: list[Repair] | None = None
+    training: list[Training] | None = Field(None, description="one for each stage of the plan that trained, in order")
     sparsity: Sparsity | None = None
     baselines: list[Baseline] = Field(default_factory=list)
     samples: list[Sample] = Field(default_factory=list)
@@ -136,6 +149,10 @@ class Report(Block):
             raise ValueError("chosen holds a cut that is empty or ends beyond the last layer")
         if depth and any(item.layer >= depth for item in self.repair or []):
             raise ValueError("repair names a layer beyond the last")
+        if depth and any(unit.layer >= depth for unit in (self.worth.units if self.worth else [])):
+            raise ValueError("worth names a layer beyond the last")
+        if any(item.end <= item.start or (depth and item.end > depth) for item in self.stand_ins or []):
+            raise ValueError("stand_ins holds a run that is empty or ends beyond the last layer")
         return self
 
     def to_json(self) -> str:

@@ -1,10 +1,10 @@
-"""The before/after table for a terminal, as `sned prune` prints it. Imports facts, zeros; rich when called."""
+"""The before/after table for a terminal, as `sned prune` prints it. Imports its neighbours; rich when called."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sned.report import facts, numbers, zeros
+from sned.report import facts, numbers, tasks, trained, zeros
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -58,6 +58,8 @@ def _table(report: Report) -> Table:
 def _lines(report: Report) -> list[tuple[str, str]]:
     """Return the remarks below the table, those that were measured."""
     lines = [("Note", zeros.use(report, report.sparsity))] if report.sparsity else []
+    runs = report.training or []
+    lines += [(f"Trained by {item.stage}" if len(runs) > 1 else "Trained", trained.line(item)) for item in runs]
     if report.baselines:
         beside = sorted(report.baselines, key=lambda item: item.perplexity)
         named = ", ".join(f"{item.method} {numbers.decimal(item.perplexity)}" for item in beside)
@@ -66,6 +68,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     if report.quality:
         text = report.quality.protocol
         lines.append(("Measured on", f"{numbers.grouped(text.tokens)} tokens of {text.source}"))
+    if report.tasks:
+        lines += tasks.words(report.tasks)
     if report.verify:
         error = numbers.decimal(max(report.verify.max_logit_error, report.verify.cached_decode_error), 2)
         how = "a stock class" if report.verify.stock_class else "trust_remote_code=True"

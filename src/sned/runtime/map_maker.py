@@ -27,6 +27,18 @@ TOKENS_PER_FEATURE = 10
 """Below ten tokens per hidden feature the plain least-squares map overfits (measured: worse than no map at 1.3)."""
 
 
+def few_tokens(ctx: Context, moments: Moments, *, warn: bool = True) -> bool:
+    """Tell whether a map of all features is fitted on few tokens, and with `warn` tell the user."""
+    hidden = len(moments.gram)
+    few = moments.tokens < TOKENS_PER_FEATURE * hidden
+    if few and warn:
+        ctx.progress.warn(
+            f"{moments.tokens:,} calibration tokens are few for a map of {hidden} features: "
+            f"{TOKENS_PER_FEATURE * hidden:,} or more are advised (--calib-tokens)"
+        )
+    return few
+
+
 class MapMaker:
     """Fits the map of one cut, and notes how well."""
 
@@ -46,7 +58,8 @@ class MapMaker:
 
     def fit(self, problem: CutMoments, moments: Moments, *, final: bool) -> torch.Tensor:
         """Return the map `[hidden, hidden]`; the closed form while only probing."""
-        ridge = self._ridge(moments, warn=final)
+        few = few_tokens(self.ctx, moments, warn=final)
+        ridge = float(few) if self.ridge is None else self.ridge
         made = fit_closed(moments, structure=self.structure, ridge=ridge, towards_identity=self.towards_identity)
         if self.iterative is not None and final:
             matrix = self._iterate(problem, self.iterative)
@@ -60,16 +73,6 @@ class MapMaker:
             )
         return made.matrix
 
-    def _ridge(self, moments: Moments, *, warn: bool) -> float:
-        hidden = len(moments.gram)
-        few = moments.tokens < TOKENS_PER_FEATURE * hidden
-        if few and warn:
-            self.ctx.progress.warn(
-                f"{moments.tokens:,} calibration tokens are few for a map of {hidden} features: "
-                f"{TOKENS_PER_FEATURE * hidden:,} or more are advised (--calib-tokens)"
-            )
-        return float(few) if self.ridge is None else self.ridge
-
     def _iterate(self, problem: CutMoments, options: AdamOptions) -> torch.Tensor:
         held: list[tuple[torch.Tensor, ...]] = []
         for activations in self.ctx.stream(*problem.sites):
@@ -81,3 +84,19 @@ class MapMaker:
             held.append(tuple(part.to(torch.bfloat16).cpu() for part in parts))
         states, target, *offset = (torch.cat(parts) for parts in zip(*held, strict=True))
         return fit_adam(states, target, options, generator=self.ctx.generator, offset=offset[0] if offset else None)
+
+
+def fit_maps(ctx: Context, cuts: list[tuple[int, int, int]], *, standalone: bool = False) -> list[str]:
+    """Return references to the least-squares maps of some cuts, from one pass over the calibration tokens.
+
+    Args:
+        ctx: The context; nothing may have been cut before a span yet.
+        cuts: The layer before, the first that goes, and the first after it.
+        standalone: Whether a map is to stand on its own, and not in the MLP of the layer before.
+    """
+    maker = MapMaker(ctx, None, "full", None, "identity", accurate=False)
+    problems = [CutMoments(*cut, ctx.view.geometry.hidden, standalone=standalone) for cut in cuts]
+    found = ctx.collect(*problems) if problems else []
+    maps = [maker.fit(problem, moments, final=True) for problem, moments in zip(problems, found, strict=True)]
+    ctx.scores["fit"] = maker.fits
+    return [ctx.put(f"map.{cut[1]}-{cut[2]}", matrix) for cut, matrix in zip(cuts, maps, strict=True)]

@@ -46,6 +46,11 @@ class Method(Configurable):
         return self.needs_tokens or (self.may_read_text is not None and self.may_read_text(options))
 
     @property
+    def takes_goal(self) -> bool:
+        """Whether it is given a goal to reach, not a number of layers."""
+        return "goal" in inspect.signature(self.run).parameters
+
+    @property
     def default_layers(self) -> int | None:
         """The number of layers that the signature proposes, if any."""
         parameter = inspect.signature(self.run).parameters.get("layers")
@@ -77,8 +82,8 @@ def method(
         prunes: What it removes.
         title: The paper's title.
         needs_tokens: Whether it looks at calibration text.
-        budgets: The kinds of budget it takes. With layers among them, the generator is given their number as
-            `layers`, else a `goal` to reach.
+        budgets: The kinds of budget it takes. The generator is given a `goal` to reach, or, if it has a parameter
+            `layers` instead, the number of whole layers that meet the budget.
         calibration_tokens: How many tokens it looks at unless told otherwise.
         may_read_text: Where it needs no text: which options make it look at some all the same.
     """

@@ -52,7 +52,7 @@ class Perplexity:
     def per_token(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return the loss of each next token, `[batch, tokens - 1]` in float32."""
         if self._plain is None:
-            self._plain = _head_is_plain(self._sweep, ids, hidden)
+            self._plain = head_is_plain(self._sweep, ids, hidden)
         if not self._plain:
             return window_nll(self._sweep, ids, hidden)
         normed = self._sweep.before_head(ids, hidden)[:, :-1]
@@ -119,7 +119,7 @@ def sliced_nll(
     return total - chosen
 
 
-def _head_is_plain(sweep: Sweep, ids: torch.Tensor, hidden: torch.Tensor) -> bool:
+def head_is_plain(sweep: Sweep, ids: torch.Tensor, hidden: torch.Tensor) -> bool:
     """Tell whether a model's logits are just its head's matrix product, by comparing the two on a few tokens."""
     head: Any = sweep.view.model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):

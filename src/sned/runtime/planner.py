@@ -50,7 +50,7 @@ def make_plan(
     """
     parsed = method.parse(options or {})
     budget = check_budget(view, method, budget, parsed)
-    amount = {"layers": budget.layers} if "layers" in method.budgets else {"goal": goal_of(budget, view.geometry)}
+    amount = {"goal": goal_of(budget, view.geometry)} if method.takes_goal else {"layers": budget.layers}
     base, dense = Base.of(view, source), Size.of(count(view))
     context = Context(view, view.fork(), tokens, seed, journal or Journal(), progress)
     if cost is not None:
@@ -96,14 +96,14 @@ def check_kind(method: Method, budget: Budget, options: Mapping[str, Any]) -> Bu
 
 
 def check_budget(view: View, method: Method, budget: Budget, options: Mapping[str, Any]) -> Budget:
-    """Return the budget as the method understands it: for one of whole layers, their number.
+    """Return the budget as the method understands it: for one that can only count whole layers, their number.
 
     Raises:
         BudgetError: so much cannot be removed.
         ConfigError: there is no budget, or not of a kind that the method takes.
     """
     budget = check_kind(method, budget, options)
-    if "layers" in method.budgets:
+    if budget.layers is not None or not method.takes_goal:
         return Budget(layers=layers_to_remove(budget, view.geometry, _removable(view, options)))
     if "sparsity" in method.budgets:
         require_pattern(all_matrices(view), budget.sparsity or 0.0, str(options.get("pattern", "")))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sned.plans.ops import Op
     from sned.runtime.context import Context
+    from sned.runtime.likeness import Likeness
 
 SearchMode = Annotated[
     Literal["exact", "racing", "exhaustive"],
@@ -60,14 +61,19 @@ class Search:
         self,
         ctx: Context,
         mode: Literal["exact", "racing", "exhaustive"] = "exact",
-        objective: ObjectiveName = "perplexity",
+        objective: ObjectiveName | Likeness = "perplexity",
         confidence: float = 0.999,
+        windows: int | None = None,
     ) -> None:
+        """Search by an objective, on the calibration tokens or their first windows."""
         self._ctx, self._mode = ctx, mode
         self._confidence = confidence
+        self._tokens = ctx.calibration if windows is None else ctx.calibration.take(windows)
         sweep = Sweep(ctx.view, ctx.cost)
-        self._trials = Trials(sweep, objective_of(objective, sweep, ctx.dense), ctx.tensors, ctx.progress.warn)
-        self._objective: ObjectiveName = objective
+        judge = objective_of(objective, sweep, ctx.dense) if isinstance(objective, str) else objective
+        self._trials = Trials(sweep, judge, ctx.tensors, ctx.progress.warn)
+        self._objective: str = judge.name
+        self._unit = " nats a token" if isinstance(objective, str) else ""
         self._known: dict[str, tuple[float, int]] = {}
         self._falls: list[float] = []
         self._step = 0
@@ -81,9 +87,8 @@ class Search:
             NumericalError: no candidate has a finite loss.
         """
         self._step += 1
-        tokens = self._ctx.calibration
-        windows = len(tokens)
-        board = Board(self._ctx, self._trials, self._objective, tokens, candidates, savings)
+        windows = len(self._tokens)
+        board = Board(self._ctx, self._trials, self._objective, self._tokens, candidates, savings)
         with self._ctx.progress.task("try candidates", board.work) as board.advance:
             match self._mode:
                 case "exhaustive":
@@ -93,6 +98,16 @@ class Search:
                 case "racing":
                     self._race(board, windows)
         return self._choice(board)
+
+    def loss(self, ops: Sequence[Op]) -> float:
+        """Return the mean loss per token with some ops tried; infinity where it is not finite, and the user is told."""
+        board = Board(self._ctx, self._trials, self._objective, self._tokens, {"alone": ops})
+        windows = len(self._tokens)
+        with self._ctx.progress.task("try a candidate", board.work) as board.advance:
+            heat = self._heat(windows)
+            for stop in range(heat, windows + heat, heat):
+                board.extend(board.keys, min(stop, windows))
+        return board.loss("alone")
 
     def _exact(self, board: Board, windows: int) -> None:
         """Measure all candidates, giving up those whose loss so far exceeds the whole loss of one that is done."""
@@ -152,7 +167,7 @@ class Search:
             self._known[key] = increase, self._step
 
     def _tell(self, board: Board, leader: str, n_live: int) -> None:
-        note = f"best so far: {leader}, +{board.increase(leader):.4f} nats a token, {n_live} in the running"
+        note = f"best so far: {leader}, +{board.increase(leader):.4f}{self._unit}, {n_live} in the running"
         self._ctx.progress.note(note)
 
     def _choice(self, board: Board) -> Choice:
@@ -165,4 +180,4 @@ class Search:
 
     def _heat(self, windows: int) -> int:
         """Return the windows of a first heat: those that run together through a layer."""
-        return min(windows, max(1, BATCH_TOKENS // self._ctx.calibration.length))
+        return min(windows, max(1, BATCH_TOKENS // self._tokens.length))

@@ -7,16 +7,22 @@ are kept in float64; products are formed in float32 per batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 import torch
 
-from sned.runtime.sweep import Group, Site
+from sned.runtime.sweep import SUBLAYERS, Group, Site
 from sned.score.linear_map import Moments
 from sned.score.similarity import angular, cosine_rows, cosine_triangle
+from sned.score.updates import Update
+
+if TYPE_CHECKING:
+    from sned.models.family import Sublayer
 
 Positions = Literal["all", "last"]
 """Which tokens of a window count: all, or the last one, which alone has seen the whole window."""
+Metric = Literal["cosine", "l1", "l2", "relative_l1", "relative_l2"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 R = TypeVar("R")
 
 
@@ -131,42 +137,87 @@ def cut_problem(activations: tuple[torch.Tensor, ...], *, standalone: bool) -> t
     return added, end - (start - added)
 
 
-class Influence(Statistic[dict[str, float]]):
+class Influence(Statistic[dict[str, dict[Metric, float]]]):
     """How much one layer, its attention and its MLP turn the stream, and how much they add to it.
 
-    `layer`, `attn`, `mlp`: one minus the mean cosine between the stream without and with the part (ShortGPT,
-    arXiv 2403.03853, eq. 1; per sublayer after "A deeper look", arXiv 2407.16286). `relative`: mean of
-    `‖x_out - x_in‖ / ‖x_in‖` for the layer.
+    The result holds means over tokens for `layer`, `attn` and `mlp`, each from the stream without the part and what
+    the part adds to it: `cosine`, one minus the cosine between the stream without and with it (ShortGPT, arXiv
+    2403.03853, eq. 1; per sublayer after "A deeper look", arXiv 2407.16286); `l1` and `l2`, the norm of what is added;
+    `relative_l1` and `relative_l2`, that norm as a multiple of the norm of the stream without it.
     """
-
-    _NAMES = ("layer", "attn", "mlp", "relative")
 
     def __init__(self, layer: int, following: int, *, has_attn: bool = True, has_mlp: bool = True) -> None:
         self.layer = layer
-        self.parts = [kind for kind, there in (("attn", has_attn), ("mlp", has_mlp)) if there]
-        sites = [Site("resid", layer), Site("resid", following)]
-        sites += [Site("attn" if kind == "attn" else "mlp", layer) for kind in self.parts]
-        sums = {name: torch.zeros((), dtype=torch.float64) for name in (*self._NAMES, "tokens")}
-        super().__init__(tuple(sites), sums)
+        there: dict[Sublayer, bool] = {"attn": has_attn, "mlp": has_mlp}
+        self.parts: list[Sublayer] = [which for which in SUBLAYERS if there[which]]
+        sites = [Site("resid", layer), Site("resid", following), *(Site(kind, layer) for kind in self.parts)]
+        names = [f"{part}.{metric}" for part in ("layer", *self.parts) for metric in METRICS]
+        super().__init__(tuple(sites), {name: torch.zeros((), dtype=torch.float64) for name in (*names, "tokens")})
 
     @property
     def key(self) -> list[Any]:
-        return ["influence", self.layer, self.parts]
+        return ["influence", self.layer, self.parts, list(METRICS)]
 
     def update(self, *activations: torch.Tensor) -> None:
-        before, after = activations[0].float(), activations[1].float()
-        added = dict(zip(self.parts, activations[2:], strict=True))
-        self._add("layer", 1 - cosine_rows(before, after))
-        self._add("relative", (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12))
-        if "attn" in added:
-            self._add("attn", 1 - cosine_rows(before, before + added["attn"].float()))
-        if "mlp" in added:
-            self._add("mlp", 1 - cosine_rows(after - added["mlp"].float(), after))
+        before, after, *added = (x.float() for x in activations)
+        self._add("layer", before, after - before)
+        for part, change in zip(self.parts, added, strict=True):
+            self._add(part, before if part == "attn" else after - change, change)
         self.sums["tokens"] += before.shape[0] * before.shape[1]
 
-    def _add(self, name: str, values: torch.Tensor) -> None:
-        self.sums[name] += values.sum(dtype=torch.float64).cpu()
+    def _add(self, part: str, without: torch.Tensor, change: torch.Tensor) -> None:
+        values = {"cosine": 1 - cosine_rows(without, without + change)}
+        for name, order in (("l1", 1), ("l2", 2)):
+            values[name] = change.norm(order, dim=-1)
+            values[f"relative_{name}"] = values[name] / without.norm(order, dim=-1).clamp_min(1e-12)
+        for metric, value in values.items():
+            self.sums[f"{part}.{metric}"] += value.sum(dtype=torch.float64).cpu()
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, dict[Metric, float]]:
         tokens = float(self.sums["tokens"])
-        return {n: float(self.sums[n]) / tokens for n in self._NAMES if n not in ("attn", "mlp") or n in self.parts}
+        parts = ("layer", *self.parts)
+        return {part: {m: float(self.sums[f"{part}.{m}"]) / tokens for m in METRICS} for part in parts}
+
+
+class Updates(Statistic[Update]):
+    """What layers `[start, end)` did to the stream, for a simple map that is to stand in their place.
+
+    What reads the stream divides by its norm, so each token weighs as the inverse square of that norm behind the
+    layers; else the first of each window, of huge norm, would drown all others.
+    """
+
+    _CHANNELS = ("added", "before", "after", "square", "product")
+
+    def __init__(self, start: int, end: int, hidden: int, *, moments: bool = False) -> None:
+        self.cut, self.moments = (start, end), moments
+        sums = {name: torch.zeros(hidden, dtype=torch.float64) for name in self._CHANNELS}
+        if moments:
+            sums |= {name: torch.zeros(hidden, hidden, dtype=torch.float64) for name in ("gram", "cross")}
+        sums |= {name: torch.zeros((), dtype=torch.float64) for name in ("added_square", "weight")}
+        super().__init__(
+            (Site("resid", start), Site("resid", end)), sums | {"tokens": torch.zeros((), dtype=torch.int64)}
+        )
+
+    @property
+    def key(self) -> list[Any]:
+        return ["updates", *self.cut, self.moments]
+
+    def update(self, *activations: torch.Tensor) -> None:
+        before, after = (x.flatten(0, 1).float() for x in activations)
+        added, weight = after - before, 1 / after.square().mean(-1, keepdim=True).clamp_min(1e-12)
+        found = {"added": added, "before": before.abs(), "after": after.abs(), "square": before.square()}
+        for name, values in {**found, "product": before * added}.items():
+            self.sums[name] += (weight * values).sum(0, dtype=torch.float64).cpu()
+        self.sums["added_square"] += (weight * added.square()).sum(dtype=torch.float64).cpu()
+        self.sums["weight"] += weight.sum(dtype=torch.float64).cpu()
+        self.sums["tokens"] += len(before)
+        if self.moments:
+            weighted = (weight * before).T
+            self.sums["gram"] += (weighted @ before).double().cpu()
+            self.sums["cross"] += (weighted @ added).double().cpu()
+
+    def result(self) -> Update:
+        s, tokens, square = self.sums, int(self.sums["tokens"]), float(self.sums["added_square"])
+        moments = Moments(s["gram"], s["cross"], square, tokens) if self.moments else None
+        channels = [s[name] for name in self._CHANNELS]
+        return Update(tokens, float(s["weight"]), *channels, added_square=square, moments=moments)

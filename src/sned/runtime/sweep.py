@@ -67,7 +67,7 @@ class Sweep:
     def __init__(self, view: View, cost: Cost | None = None) -> None:
         self.view = view
         self.cost = cost or Cost()
-        self._runner = LayerRunner(view)
+        self.runner = LayerRunner(view)
 
     def chunks(self, ids: torch.Tensor) -> Iterator[list[torch.Tensor]]:
         """Cut windows `[n, tokens]` into chunks of batches."""
@@ -131,21 +131,21 @@ class Sweep:
     @torch.no_grad()
     def logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits `[batch, tokens, vocab]` in the model's dtype that follow from a final stream."""
-        return self._runner.leave(ids, hidden)
+        return self.runner.leave(ids, hidden)
 
     @torch.no_grad()
     def before_head(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return what the output head receives, `[batch, tokens, hidden]`, for a final stream."""
-        return self._runner.before_head(ids, hidden)
+        return self.runner.before_head(ids, hidden)
 
     @torch.no_grad()
     def enter(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the stream `[batch, tokens, hidden]` that enters the first layer."""
-        return self._runner.enter(ids)
+        return self.runner.enter(ids)
 
     def _enter(self, chunk: Sequence[torch.Tensor]) -> list[_Batch]:
         moved = [ids.to(self.view.device) for ids in chunk]
-        return [_Batch(ids, self._runner.enter(ids)) for ids in moved]
+        return [_Batch(ids, self.runner.enter(ids)) for ids in moved]
 
     @torch.no_grad()
     def step(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -154,7 +154,7 @@ class Sweep:
         Raises:
             NumericalError: the layer returns NaN or infinity.
         """
-        out = self._runner.layer(index, hidden)
+        out = self.runner.layer(index, hidden)
         self.cost.forward_layer_tokens += hidden.shape[0] * hidden.shape[1]
         if not torch.isfinite(out.sum(dtype=torch.float32)):
             raise NumericalError(

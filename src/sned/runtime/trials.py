@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sned.plans.ops import Op, Tensors
-    from sned.runtime.objective import Objective
     from sned.runtime.sweep import Sweep
 
 HELD_BYTES = 2**28
@@ -28,6 +27,14 @@ HELD_BYTES = 2**28
 SEGMENT_TOKENS = 128
 """Losses are kept per segment of a window: enough values for an honest error, few enough to write down."""
 FAILED = float("inf")
+
+
+class Judge(Protocol):
+    """Says what a candidate loses, from its final residual stream."""
+
+    def per_token(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each next token, `[batch, tokens - 1]`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -41,7 +48,7 @@ class _Stream:
 class Trials:
     """Runs candidates over windows of tokens and returns what each loses."""
 
-    def __init__(self, sweep: Sweep, objective: Objective, tensors: Tensors, warn: Callable[[str], None]) -> None:
+    def __init__(self, sweep: Sweep, objective: Judge, tensors: Tensors, warn: Callable[[str], None]) -> None:
         self._sweep, self._view = sweep, sweep.view
         self._objective, self._tensors, self._warn = objective, tensors, warn
         self.reason = ""
@@ -171,6 +178,16 @@ def _forks(
     """Split the members of a stream by what they do to a layer."""
     split: dict[tuple[Op, ...], list[int]] = {}
     for c in members:
-        here = tuple(op for op in candidates[c] if index in op.touched)
-        split.setdefault(here, []).append(c)
+        split.setdefault(_here(candidates[c], index), []).append(c)
     return list(split.items())
+
+
+def _here(candidate: Sequence[Op], index: int) -> tuple[Op, ...]:
+    """Return the ops of a candidate that change a layer, and those before them on which their outcome depends."""
+    matter = {index}
+    here: list[Op] = []
+    for op in reversed(candidate):
+        if matter.intersection(op.touched):
+            here.append(op)
+            matter |= set(op.reads)
+    return tuple(reversed(here))

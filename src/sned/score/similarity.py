@@ -25,6 +25,14 @@ def angular(cosine: torch.Tensor) -> torch.Tensor:
     return torch.acos(cosine) / math.pi
 
 
+def cosine_windows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the cosine of two runs of states, each taken as one vector: `[n, tokens, hidden]` twice to `[n]`, float64.
+
+    Positions with long states weigh most (LaCo, arXiv 2402.11187, compares final states in this way).
+    """
+    return torch.nn.functional.cosine_similarity(a.double().flatten(1), b.double().flatten(1), dim=1, eps=1e-12)
+
+
 def cosine_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return the cosine of each token's two states: `[..., hidden]` twice to `[...]`, in float32."""
     return torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1, eps=1e-12)

@@ -1,0 +1,160 @@
+"""Influence: value every layer or every part of one, remove what is worth least, and emulate it where asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from sned.errors import BudgetError, ConfigError
+from sned.models.count import branch_counts, count
+from sned.plans.budget import Goal
+from sned.plans.ops import DropLayers, Op
+from sned.runtime.context import Context
+from sned.runtime.depth import layer_range
+from sned.runtime.greedy import Cut, goal_watch, require_reachable
+from sned.runtime.method import method
+from sned.runtime.search import ObjectiveOption
+from sned.runtime.stand_ins import StandInOption, runs_of, stand_in, stand_in_params
+from sned.runtime.valuation import (
+    Permutations,
+    Unit,
+    UnitKind,
+    UnitOption,
+    Valuation,
+    Windows,
+    Worth,
+    WorthOption,
+    find_units,
+    value_units,
+)
+
+if TYPE_CHECKING:
+    from sned.score.updates import Kind
+
+
+@method(
+    paper="arXiv:2407.16286",
+    prunes="depth",
+    title="A Deeper Look at Depth Pruning of LLMs",
+    budgets=("layers", "blocks", "remove"),
+    calibration_tokens=16_384,
+)
+def influence(
+    ctx: Context,
+    *,
+    goal: Goal,
+    units: UnitOption = "layers",
+    metric: WorthOption = "shapley",
+    permutations: Permutations = 16,
+    windows: Windows = None,
+    objective: ObjectiveOption = "perplexity",
+    repair: StandInOption = None,
+    rank: Annotated[int, Field(ge=1), "repair lowrank: rank of the update"] = 32,
+    sequential: Annotated[bool, "repair: fit each map behind those before it, not all on the dense model"] = False,
+    min_start: Annotated[int, "first layer that may go, or lose a part"] = 1,
+    max_end: Annotated[int | None, "end (excluded) of those layers; default: all but the last"] = None,
+) -> Iterator[Op]:
+    """Remove the layers, attentions or MLPs that are worth least, all at once, by a static or an adaptive metric.
+
+    Static ones need one pass: how far a unit turns the stream, or the norm of what it adds. Adaptive ones try
+    removals: `loo` each unit alone, `shapley` all units one after the other, in many orders. `repair` puts a simple
+    map in the place of each run of removed layers: the mean update that the paper emulates, or a low-rank one.
+
+    Departures: Shapley values are what the name says, sampled over antithetic orders; the released code is an affine
+    function of leave-one-out losses. The game is played by the units that may go, while the others stay. The first
+    and the last layer are left alone by default. The low-rank map is fitted in closed form, the paper trains one;
+    `scale` is another paper's. Tokens weigh as the inverse square of their norm in whatever stands for layers.
+    """
+    _check(ctx, units, repair, rank)
+    found = find_units(ctx.view, units, *layer_range(ctx, min_start, max_end))
+    whole = units == "layers"
+    if whole:
+        _layers_to_go(ctx, goal, found, repair, rank)  # if it cannot be met, say so before anything is measured
+    else:
+        _require_blocks(ctx, goal, found)
+    valued = value_units(ctx, found, metric, permutations=permutations, windows=windows, objective=objective)
+    ranked = [found[i] for i in sorted(range(len(found)), key=lambda i: (valued.values[i], i))]
+    gone: list[Unit] = []
+    if whole:
+        gone += ranked[: _layers_to_go(ctx, goal, ranked, repair, rank)]
+        layers = tuple(unit.layer for unit in gone)
+        plain: list[Op] = [DropLayers(layers=layers)]
+        yield from stand_in(ctx, layers, repair, rank=rank, sequential=sequential) if repair else plain
+    else:
+        reached = goal_watch(ctx, goal)
+        while not reached():
+            gone.append(ranked[len(gone)])
+            yield gone[-1].op
+    _explain(ctx, metric, found, ranked, gone, valued)
+
+
+def _check(ctx: Context, units: UnitKind, repair: Kind | None, rank: int) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        ConfigError: a repair of parts of layers, or a rank beyond that of any map.
+    """
+    if repair is not None and units != "layers":
+        raise ConfigError(
+            f"--repair {repair} makes up for whole layers, but --units {units} removes parts of them",
+            hint="use --units layers, or leave --repair out",
+        )
+    if repair == "lowrank" and rank > ctx.view.geometry.hidden:
+        raise ConfigError(f"--rank {rank} is more than the {ctx.view.geometry.hidden} channels of the stream")
+
+
+def _require_blocks(ctx: Context, goal: Goal, units: Sequence[Unit]) -> None:
+    """Make sure that a goal can be reached by parts of layers.
+
+    Raises:
+        BudgetError: it cannot, or it is a number of whole layers.
+    """
+    if goal.layers is not None:
+        raise BudgetError("--layers counts whole layers, and parts of them are to go", hint="use --blocks N")
+    sizes = {u.name: branch_counts(ctx.view, u.layer, u.which) for u in units if u.which != "layer"}
+    require_reachable(ctx, goal, {unit.name: Cut((unit.op,), sizes[unit.name]) for unit in units})
+
+
+def _layers_to_go(ctx: Context, goal: Goal, ranked: Sequence[Unit], repair: Kind | None, rank: int) -> int:
+    """Return how many of the ranked layers reach a goal, what stands in their place counted in.
+
+    Raises:
+        BudgetError: not so many may go, or all together are not enough.
+    """
+    most = len(ranked) - (repair is None and len(ranked) == len(ctx.view.layers))  # one layer stays, or a map
+    if goal.blocks is not None and goal.blocks % 2:
+        raise BudgetError(f"--blocks {goal.blocks} is no number of whole layers", hint="a layer is two blocks")
+    wanted = goal.layers if goal.blocks is None else goal.blocks // 2
+    if wanted is not None:
+        if wanted > most:
+            raise BudgetError(f"{wanted} layers are too many: only {most} may go here", hint=f"give 1 to {most}")
+        return wanted
+    layers = [unit.layer for unit in ranked[:most]]
+    sizes = [sum(p.numel() for p in ctx.view.layer(i).parameters()) for i in layers]
+    added = 0 if repair is None else stand_in_params(ctx.view, repair, rank)
+    saved = [sum(sizes[:n]) - added * len(runs_of(ctx.view, layers[:n])) for n in range(most + 1)]
+    enough = (n for n in range(1, most + 1) if saved[n] >= (goal.params or 0))
+    if (fewest := next(enough, None)) is None:
+        total = count(ctx.dense).params
+        raise BudgetError(
+            f"{(goal.params or 0) / total:.1%} of the parameters cannot be removed by whole layers here",
+            hint=f"all {most} that may go are {saved[most] / total:.1%}",
+        )
+    return fewest
+
+
+def _explain(
+    ctx: Context, metric: Worth, units: Sequence[Unit], ranked: Sequence[Unit], gone: Sequence[Unit], valued: Valuation
+) -> None:
+    """Keep in the scores what every unit is worth, lowest first, and what the values rest on."""
+    errors = valued.errors or [None] * len(units)
+    known = {unit: pair for unit, *pair in zip(units, valued.values, errors, strict=True)}
+    rows = [
+        {"unit": unit.name, "removed": unit in gone, "value": known[unit][0], "error": known[unit][1]}
+        for unit in ranked
+    ]
+    ctx.scores["valuation"] = {"metric": metric, **valued.facts}
+    ctx.scores["values"] = [row | {"value": None} if math.isinf(row["value"]) else row for row in rows]

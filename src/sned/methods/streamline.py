@@ -1,0 +1,128 @@
+"""LLM-Streamline: cut a run of layers, and train one light layer to do what they did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from sned.errors import ConfigError, NumericalError
+from sned.plans.ops import Op
+from sned.runtime.context import Context
+from sned.runtime.depth import boundaries, check_span, explain, measure_distances
+from sned.runtime.method import method
+from sned.runtime.replacement import Inherit, Kind, Replacement, default_inherit
+from sned.score.select import Cut, ranked_cuts
+from sned.training.loop import fit
+from sned.training.masters import Masters, Names, all_parameters, set_values
+from sned.training.options import Batch, Epochs, Rate, Warmup, held_out_part
+from sned.training.schedule import Schedule
+from sned.training.tasks import ModelTask, SpanTask, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from sned.training.losses import StateLoss
+
+PROBE_WINDOWS = 8
+
+
+@method(
+    paper="arXiv:2403.19135",
+    prunes="depth",
+    title="Streamlining Redundant Layers to Compress Large Language Models",
+    calibration_tokens=131_072,
+)
+def streamline(
+    ctx: Context,
+    *,
+    layers: int,
+    replacement: Annotated[
+        Kind,
+        "what stands for the run: a layer of the model's own kind, one without attention, a linear map, or nothing",
+    ] = "layer",
+    inherit: Annotated[
+        Inherit | None,
+        "layer: start as one of the run, as their mean, or as the first with ReplaceMe's map folded in (fitted); "
+        "default: fitted, or first where the MLP's output cannot be fitted",
+    ] = None,
+    replacements: Annotated[int, Field(ge=1), "layer and mlp: how many stand for the run"] = 1,
+    loss: Annotated[
+        Literal["nmse", "mse", "cosine", "kl", "ce"],
+        "trained on: states after the run (nmse, mse, cosine), or through the whole model (kl, ce)",
+    ] = "nmse",
+    span: Annotated[str | None, "cut these layers instead of choosing, such as 13:20 for 13 to 19"] = None,
+    probe: Annotated[int, Field(ge=1), "best runs by cosine whose loss is measured before choosing"] = 3,
+    min_start: Annotated[int, "first layer that may go"] = 1,
+    max_end: Annotated[int | None, "end (excluded) of the layers that may go; default: all but the last"] = None,
+    lr: Rate = 5e-4,
+    epochs: Epochs = 1,
+    batch: Batch = 1,
+    warmup: Warmup = 0.03,
+) -> Iterator[Op]:
+    """Cut the run whose input and output are most alike, and train what stands for it to turn one into the other.
+
+    With `layers` n, a run of n + 1 layers goes and one comes back (eq. 3 to 5). The dense model is run along with the
+    training, and no states are stored. Departures from the released code: what is trained sees the model's own causal
+    mask; learning rates follow the steps of the optimiser; the best weights by held-out loss are kept; a token counts
+    relative to the size of its state (`mse` is as published); the best few runs by cosine are tried before one is
+    chosen; a layer starts with the map of ReplaceMe, and `linear` too, folded into the MLP before the run, whose output
+    matrix is trained. Losses through the whole model take more time and memory and give more (SmolLM2-135M, 6 of 30
+    layers, 16,384 tokens: perplexity 32.4 with ReplaceMe, 32.1 on states, 30.7 on kl).
+    """
+    made = Replacement(replacement, inherit or default_inherit(ctx, replacement), replacements)
+    if not made.own and (replacements != 1 or inherit):
+        raise ConfigError(f"replacement={replacement} takes neither replacements nor inherit", hint="leave them out")
+    whole = layers + replacements if made.own else layers
+    if span:
+        cuts = [check_span(ctx, span, whole)]
+    else:
+        triangles = measure_distances(ctx, "all")
+        explain(ctx, triangles)
+        cuts = ranked_cuts(triangles["cosine"], whole, boundaries(ctx, min_start, max_end), [])[:probe]
+    cut, ops = _choose(ctx, cuts, made.ops(ctx, cuts))
+    yield from ops
+    if replacement != "nothing":
+        first, names = made.trained(ctx, cut)
+        trained = {i: own or all_parameters(ctx.view, [i])[i] for i, own in names.items()}
+        schedule = Schedule(batch=batch, epochs=epochs, lr=lr, warmup=warmup)
+        yield from set_values(ctx, _train(ctx, trained, (first, cut[1]), loss, schedule))
+
+
+def _choose(ctx: Context, cuts: list[Cut], candidates: list[list[Op]]) -> tuple[Cut, list[Op]]:
+    """Return the run to cut, and how: of the few that turn the stream least, the one that is missed least."""
+    best = 0
+    if len(cuts) > 1:
+        losses = ctx.losses(candidates, windows=min(PROBE_WINDOWS, len(ctx.calibration)))
+        if math.isinf(min(losses)):
+            raise NumericalError("no run that was tried gives a finite loss", hint="try --dtype fp32, or --probe 1")
+        finite = [None if math.isinf(nll) else nll for nll in losses]
+        ctx.scores["probe"] = [{"start": s, "end": e, "nll": nll} for (s, e), nll in zip(cuts, finite, strict=True)]
+        best = min(range(len(cuts)), key=losses.__getitem__)
+    start, end = cuts[best]
+    distance = ctx.scores["distance"][start][end - start] if "distance" in ctx.scores else None
+    ctx.scores["cuts"] = [{"start": start, "end": end, "distance": distance}]
+    ctx.scores["fit"] = [fit for fit in ctx.scores.get("fit", []) if start <= fit["start"] <= fit["end"] <= end]
+    return cuts[best], candidates[best]
+
+
+def _train(ctx: Context, names: Names, span: Cut, loss: Any, schedule: Schedule) -> dict[tuple[int, str], torch.Tensor]:
+    """Return the parameters after training; `ctx.scores["training"]` keeps how it went."""
+    train, held_out = held_out_part(ctx.calibration)
+    key: list[Any] = [*ctx.state(None), list(span), loss, {str(i): own for i, own in names.items()}]
+    with ExitStack() as held:
+        for layer in names:
+            held.enter_context(ctx.view.materialised(layer))
+        masters = Masters(ctx.view, names)
+        task: Task
+        if loss in ("kl", "ce"):
+            task = ModelTask(masters, ctx.view, loss, ctx.dense, ctx.cost)
+        else:
+            near: StateLoss = loss
+            task = SpanTask(masters, ctx.dense, ctx.view, span, list(names), near, ctx.cost)
+        found = fit(task, train, held_out, schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed)
+        ctx.scores["training"] = {"loss": loss, "tokens": train.n_tokens} | found.as_scores()
+        return {place: masters.values(*place).detach() for place in masters.trained}

@@ -1,0 +1,42 @@
+"""The part of ``report.json`` that holds how training went, one block for each stage that trained. Imports `blocks`."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from sned.report.blocks import Block, Count
+
+
+class TrainingPoint(Block):
+    """The losses after so many steps of the optimiser."""
+
+    step: Count
+    tokens: Count = Field(description="tokens trained on by then; those of a text seen twice count twice")
+    loss: float | None = Field(description="mean in training since the row before; null before training")
+    held_out: float | None = Field(description="on windows kept out of training; null when it was not finite")
+
+
+class Training(Block):
+    """How one stage trained weights, and which step's it kept."""
+
+    stage: str = Field(description="the method that trained")
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="how it was asked")
+    loss: Literal["nmse", "mse", "cosine", "kl", "ce", "states"] = Field(
+        description="what was made small. Of the states after the cut, against the base's: nmse, a token's squared "
+        "distance / its square; mse, mean square of the entries; cosine, 1 - cosine. Of the last states: states, as "
+        "nmse. Of the predictions, in nats per token: kl, KL(base || model); ce, cross-entropy of the next token"
+    )
+    tokens: Count = Field(description="tokens of the text that was trained on, each counted once")
+    curve: list[TrainingPoint] = Field(min_length=1, description="the first row is from before training")
+    best_step: Count = Field(description="the step whose weights were kept, by held-out loss; 0: those from before")
+    ended: Literal["done", "no better", "diverged"] = Field(
+        description="done: all steps; no better: early, as the held-out loss no longer fell; diverged: stopped"
+    )
+
+    @model_validator(mode="after")
+    def _best_was_measured(self) -> Self:
+        if self.best_step not in {point.step for point in self.curve}:
+            raise ValueError(f"best_step {self.best_step} is no step of the curve")
+        return self

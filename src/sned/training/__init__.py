@@ -1,0 +1,1 @@
+"""Training what pruning left: replacement layers inside a method, and whole models afterwards."""

@@ -1,0 +1,120 @@
+"""Healing: training what pruning left, through the whole model, and writing the change down as ops.
+
+May import `runtime` and its neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from sned.errors import ConfigError
+from sned.models.folding import output_projection
+from sned.plans.ops import Fold, Replace
+from sned.training.loop import fit
+from sned.training.masters import Masters, Names, all_matrices, all_parameters, set_values
+from sned.training.options import held_out_part
+from sned.training.schedule import Schedule
+from sned.training.tasks import ModelLoss, ModelTask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sned.models.view import View
+    from sned.plans.ops import Op
+    from sned.runtime.context import Context
+
+Trained = Literal["lora", "full", "transform"]
+
+
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """What to train, and how.
+
+    Attributes:
+        train: Low-rank updates of the matrices (`lora`), all weights (`full`), or only the linear maps that stand for
+            removed layers (`transform`).
+        loss: What is made small.
+        last: How many of the last layers are trained; None for all.
+        rank: Of a low-rank update.
+        alpha: A low-rank update counts `alpha / rank` times.
+        first_share: How much of the change the first layer keeps; the share rises evenly with depth to 1 for the last.
+        keep_zeros: Whether weights of matrices that are zero stay so.
+        schedule: How long and how fast.
+    """
+
+    train: Trained = "lora"
+    loss: ModelLoss = "kl"
+    last: int | None = None
+    rank: int = 16
+    alpha: float = 32.0
+    first_share: float = 1.0
+    keep_zeros: bool = False
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+def heal(ctx: Context, healing: Healing) -> Iterator[Op]:
+    """Yield new values for the weights that training moved; `ctx.scores["training"]` keeps how it went.
+
+    The view is the pruned model, and `ctx.dense` the one to learn from. LoRA is arXiv:2106.09685; what is trained is
+    the sum of a matrix and its update, in the model's dtype, so that merging loses nothing, and the update of a weight
+    that is to stay zero is zero. Shrinking the change with depth is LiNeS (arXiv:2410.17146, one task, β = 1 - α).
+
+    Raises:
+        ConfigError: nothing is there to be trained, or the model is streamed.
+        DataError: there is too little text.
+    """
+    names = _trained(ctx, healing)
+    rank = healing.rank if healing.train == "lora" else None
+    masters = Masters(
+        ctx.view,
+        names,
+        rank=rank,
+        scale=healing.alpha / healing.rank,
+        keep_zeros=healing.keep_zeros,
+        seed=ctx.seed,
+    )
+    train, held_out = held_out_part(ctx.calibration)
+    task = ModelTask(masters, ctx.view, healing.loss, ctx.dense, ctx.cost)
+    key: list[Any] = [*ctx.state(None), asdict(healing)]
+    found = fit(
+        task, train, held_out, healing.schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed
+    )
+    ctx.scores["training"] = {"loss": healing.loss, "tokens": train.n_tokens} | found.as_scores()
+    if not found.best:
+        ctx.progress.warn("training found no better weights: the model is as it was")
+        return
+    shares = _shares(ctx.view, healing.first_share)
+    yield from set_values(ctx, {place: masters.scaled(*place, shares[place[0]]) for place in masters.trained})
+
+
+def _trained(ctx: Context, healing: Healing) -> Names:
+    """Return which parameters are trained.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    layers = list(ctx.view.layers)
+    chosen = layers if healing.last is None else layers[-healing.last :]
+    if healing.train == "lora":
+        return all_matrices(ctx.view, chosen)
+    if healing.train == "full":
+        return all_parameters(ctx.view, chosen)
+    names: Names = {}
+    for op in ctx.ops:
+        if isinstance(op, Replace) and op.layers[0] in chosen:
+            names |= all_parameters(ctx.view, [op.layers[0]])
+        elif isinstance(op, Fold) and op.layer in chosen and ctx.view.has_branch(op.layer, "mlp"):
+            names[op.layer] = [f"{output_projection(ctx.view, 'mlp')}.weight"]
+    if not names:
+        raise ConfigError(
+            "no linear map stands for removed layers here, so there is nothing to train",
+            hint="train lora or full, or prune with replaceme",
+        )
+    return names
+
+
+def _shares(view: View, first: float) -> dict[int, float]:
+    """Return by layer how much of its change is kept: `first`, rising evenly to 1."""
+    steps = max(1, len(view.layers) - 1)
+    return {layer: 1.0 if first == 1 else first + (1 - first) * i / steps for i, layer in enumerate(view.layers)}

@@ -1,0 +1,214 @@
+"""The training loop: AdamW over windows of text, the best weights by held-out loss, resumable to the same bits.
+
+May import `runtime` and its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sned.runtime import journal as journals
+from sned.runtime.sweep import BATCH_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sned.data.tokens import Tokens
+    from sned.progress import Progress
+    from sned.runtime.journal import Journal
+    from sned.training.schedule import Schedule
+    from sned.training.tasks import Task
+
+DIVERGED = 2.0
+"""Training stops once the held-out loss is so many times what it was at first."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_ENDS = ("", "done", "no better", "diverged")
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How training went; the masters have the best weights afterwards.
+
+    Attributes:
+        curve: Rows of step, tokens seen, mean loss of the steps since the last row (NaN for the first) and held-out
+            loss.
+        best: The step with the lowest held-out loss.
+        ended: Why training ended: `done`, `no better` or `diverged`.
+    """
+
+    curve: list[list[float]]
+    best: int
+    ended: str
+
+    @property
+    def held_out(self) -> tuple[float, float]:
+        """Held-out loss before training, and of the best weights."""
+        return self.curve[0][3], min(row[3] for row in self.curve)
+
+    def as_scores(self) -> dict[str, Any]:
+        """Return what a plan or report keeps: numbers that JSON has."""
+        rows = [[None if math.isnan(value) or math.isinf(value) else value for value in row] for row in self.curve]
+        return {"curve": rows, "best_step": self.best, "ended": self.ended}
+
+
+def fit(
+    task: Task,
+    tokens: Tokens,
+    held_out: Tokens,
+    schedule: Schedule,
+    *,
+    journal: Journal,
+    key: list[Any],
+    progress: Progress,
+    seed: int = 0,
+) -> Fit:
+    """Train the masters of a task, and leave the best weights in them.
+
+    A run that was interrupted goes on from where it last saved, to the same bits; one that is done is not repeated.
+
+    Args:
+        task: What is trained, and on what loss.
+        tokens: To train on.
+        held_out: To judge by; none of them among `tokens`.
+        schedule: How long and how fast.
+        journal: Keeps what a resumed run needs.
+        key: Tells this training from others.
+        progress: Told of every window, and of the losses.
+        seed: Of the order of windows.
+    """
+    whole = [*key, tokens.digest, held_out.digest, asdict(schedule), seed]
+    run = _Run(task, tokens, held_out, schedule, seed, progress)
+    if (kept := journal.load_tensors("trained", whole)) is not None:
+        run.load(kept)
+        run.adopt_best()
+        return run.result()
+    if (kept := journal.load_tensors("training", whole)) is not None:
+        run.load(kept)
+    saver = journals.Pacer()
+    with progress.task("train", len(tokens) * schedule.epochs) as advance:
+        advance(min(run.step * schedule.batch, len(tokens) * schedule.epochs))
+        for n_windows in run.go():
+            advance(n_windows)
+            if saver.due():
+                journal.save_tensors("training", whole, run.state(), partial=True)
+    journal.save_tensors("trained", whole, run.state())
+    journal.forget("training", whole)
+    run.adopt_best()
+    if run.ended == "diverged":
+        progress.warn(f"training diverged at step {run.step}; the weights are those of step {run.best_step}, the best")
+    return run.result()
+
+
+class _Run:
+    """One training, step by step."""
+
+    def __init__(
+        self, task: Task, tokens: Tokens, held_out: Tokens, schedule: Schedule, seed: int, progress: Progress
+    ) -> None:
+        self.task, self.tokens, self.held_out, self.schedule = task, tokens, held_out, schedule
+        self.seed, self.progress = seed, progress
+        self.params = task.masters.parameters
+        self.best = {name: param.detach().clone() for name, param in self.params.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.params.values(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
+        )
+        self.step, self.best_step, self.ended = 0, 0, ""
+        self.curve: list[list[float]] = []
+        self.since: list[float] = []
+
+    def go(self) -> Iterator[int]:
+        """Train to the end, yielding the windows of every step once it is whole."""
+        n_steps = self.schedule.steps(len(self.tokens))
+        if not self.curve:
+            self._evaluate()
+        while self.step < n_steps and not self.ended:
+            windows = self.schedule.windows(self.step, len(self.tokens), self.seed)
+            loss = self._descend(self.tokens.ids[windows], self.schedule.rate(self.step, n_steps))
+            self.step += 1
+            self.since.append(loss)
+            if not math.isfinite(loss):
+                self.ended = "diverged"
+            elif self.schedule.evaluates(self.step, n_steps):
+                self._evaluate()
+            yield len(windows)
+        self.ended = self.ended or "done"
+
+    def _descend(self, ids: torch.Tensor, rate: float) -> float:
+        """Take one step of the optimiser and return the loss before it; none is taken if that is not finite."""
+        self.optimizer.zero_grad()
+        total, batches = 0.0, _batches(ids)
+        for batch, loss in zip(batches, self.task.losses(batches), strict=True):
+            share = loss * (len(batch) / len(ids))
+            share.backward()
+            total += float(share.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self.params.values(), self.schedule.clip)
+        if not (math.isfinite(total) and bool(torch.isfinite(norm))):
+            return math.nan
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return total
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        """Measure the held-out loss, keep the weights if they are the best so far, and see whether to go on."""
+        batches = _batches(self.held_out.ids)
+        losses = zip(batches, self.task.losses(batches), strict=True)
+        held_out = sum(float(loss) * len(batch) for batch, loss in losses) / len(self.held_out)
+        trained = sum(self.since) / len(self.since) if self.since else math.nan
+        seen = min(self.step * self.schedule.batch, len(self.tokens) * self.schedule.epochs) * self.tokens.length
+        if held_out < min((row[3] for row in self.curve), default=math.inf):
+            self.best = {name: param.detach().clone() for name, param in self.params.items()}
+            self.best_step = self.step
+        self.curve.append([float(self.step), float(seen), trained, held_out])
+        self.since = []
+        self.progress.note(f"held-out loss {held_out:.4f}, at first {self.curve[0][3]:.4f}")
+        worse = [row for row in self.curve if row[0] > self.best_step]
+        if not held_out <= DIVERGED * self.curve[0][3]:
+            self.ended = "diverged"
+        elif len(worse) >= self.schedule.patience:
+            self.ended = "no better"
+
+    def adopt_best(self) -> None:
+        """Give the masters the best weights."""
+        with torch.no_grad():
+            for name, param in self.params.items():
+                param.copy_(self.best[name])
+
+    def result(self) -> Fit:
+        """Return how it went."""
+        return Fit(self.curve, self.best_step, self.ended)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return all that going on needs."""
+        made = {f"weight.{name}": param.detach() for name, param in self.params.items()}
+        made |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for name, param in self.params.items():
+            moments = self.optimizer.state.get(param, {})
+            made |= {f"{part}.{name}": moments[part] for part in _MOMENTS if part in moments}
+        facts = [self.step, self.best_step, _ENDS.index(self.ended)]
+        made |= {"facts": torch.tensor(facts), "curve": torch.tensor(self.curve, dtype=torch.float64)}
+        return made | {"since": torch.tensor(self.since, dtype=torch.float64)}
+
+    def load(self, kept: dict[str, torch.Tensor]) -> None:
+        """Take up what `state` returned."""
+        self.step, self.best_step, ended = kept["facts"].tolist()
+        self.ended = _ENDS[ended]
+        self.curve, self.since = kept["curve"].tolist(), kept["since"].tolist()
+        with torch.no_grad():
+            for name, param in self.params.items():
+                device = param.device
+                param.copy_(kept[f"weight.{name}"])
+                self.best[name] = kept[f"best.{name}"].to(device)
+                if f"{_MOMENTS[0]}.{name}" in kept:
+                    moments = {part: kept[f"{part}.{name}"].to(device) for part in _MOMENTS}
+                    self.optimizer.state[param] = {"step": torch.tensor(float(self.step)), **moments}
+
+
+def _batches(ids: torch.Tensor) -> list[torch.Tensor]:
+    """Cut windows into what runs together through a layer."""
+    return list(ids.split(max(1, BATCH_TOKENS // ids.shape[1])))

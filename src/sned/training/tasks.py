@@ -1,0 +1,157 @@
+"""What is trained on a batch: a span of layers towards what the dense model makes of it, or a whole model.
+
+May import `runtime` and its neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import torch
+
+from sned.errors import ConfigError
+from sned.models.forward import LayerRunner
+from sned.runtime.objective import head_is_plain
+from sned.runtime.sweep import Cost, Site, Sweep
+from sned.training.losses import StateLoss, cross_entropy, divergence, states_apart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sned.models.view import View
+    from sned.training.losses import Pieces
+    from sned.training.masters import Masters
+
+ModelLoss = Literal["kl", "ce", "states"]
+ModelLossOption = Annotated[
+    ModelLoss, "KL divergence from the dense model, cross-entropy of the next token, or distance of the final states"
+]
+_PIECE = 256
+"""Tokens whose logits exist at a time."""
+
+
+class Task(Protocol):
+    """Judges batches of windows, differentiably in its masters."""
+
+    masters: Masters
+
+    def losses(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield the mean loss per token of each batch `[windows, tokens]`."""
+        ...
+
+
+class SpanTask:
+    """Layers that are to turn what enters a span of the dense model into what leaves it; only they are trained.
+
+    Nothing is stored: the dense model runs up to the end of the span for every batch, without gradients.
+    """
+
+    def __init__(
+        self,
+        masters: Masters,
+        dense: View,
+        student: View,
+        span: tuple[int, int],
+        layers: Sequence[int],
+        loss: StateLoss,
+        cost: Cost,
+    ) -> None:
+        """Prepare to train.
+
+        Args:
+            masters: Of the layers to train.
+            dense: The model to learn from; its part before the span must be that of the student.
+            student: The view that has the layers.
+            span: First layer of the dense model's span, and the first after it, in base coordinates.
+            layers: Those of the student that stand for the span, in order.
+            loss: How far states are apart.
+            cost: Counts the layers run.
+        """
+        self.masters, self._dense, self._student = masters, Sweep(dense, cost), LayerRunner(student)
+        self._sites = tuple(Site("resid", boundary) for boundary in span)
+        self._layers, self._cost = list(layers), cost
+        self._loss: StateLoss = loss
+
+    def losses(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield the mean loss per token of each batch `[windows, tokens]`."""
+        for ids in {tuple(ids.shape): ids for ids in batches}.values():
+            self._student.enter(ids.to(self._student.view.device))  # learns what layers receive for this shape
+        for _, (entering, leaving) in self._dense.activations(batches, [self._sites]):
+            self._cost.forward_layer_tokens += len(self._layers) * entering.shape[0] * entering.shape[1]
+            yield self.masters.run(lambda states=entering, targets=leaving: self._judge(states, targets))
+
+    def _judge(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        hidden = states
+        for layer in self._layers:
+            hidden = self._student.layer(layer, hidden)
+        return states_apart(self._loss, hidden, targets)
+
+
+class ModelTask:
+    """A whole model, some of whose weights are trained on what it predicts."""
+
+    def __init__(self, masters: Masters, student: View, loss: ModelLoss, teacher: View | None, cost: Cost) -> None:
+        """Prepare to train.
+
+        Args:
+            masters: Of the weights to train.
+            student: The model that has them.
+            loss: What is made small.
+            teacher: The dense model, which may be streamed; not needed for the cross-entropy.
+            cost: Counts the layers run.
+
+        Raises:
+            ConfigError: the student is streamed.
+        """
+        if student.streamed:
+            raise ConfigError("training through a whole model needs it in memory", hint="give --stream off")
+        self.masters, self._student, self._loss, self._cost = masters, LayerRunner(student), loss, cost
+        self._teacher = None if teacher is None or loss == "ce" else Sweep(teacher, cost)
+        self._plain: bool | None = None
+
+    def losses(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield the mean loss per token of each batch `[windows, tokens]`."""
+        taught = None if self._teacher is None else self._teacher.final(batches)
+        for ids in batches:
+            target = None if taught is None else next(taught)[1]
+            moved = ids.to(self._student.view.device)
+            yield self.masters.run(lambda ids=moved, target=target: self._judge(ids, target))
+
+    def _judge(self, ids: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        student = self._student
+        hidden = student.enter(ids)
+        for layer in student.view.active:
+            hidden = student.layer(layer, hidden)
+            self._cost.forward_layer_tokens += ids.numel()
+        if target is None:
+            return cross_entropy(self._pieces(student, ids, hidden), ids)
+        if self._loss == "states":
+            ours, theirs = student.before_head(ids, hidden), self._before_head(ids, target)
+            return states_apart("nmse", ours, theirs)
+        return divergence(self._pieces(student, ids, hidden), self._their_pieces(ids, target), ids)
+
+    @torch.no_grad()
+    def _before_head(self, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self._taught.before_head(ids, target)
+
+    @torch.no_grad()
+    def _their_pieces(self, ids: torch.Tensor, target: torch.Tensor) -> Pieces:
+        return self._pieces(self._taught, ids, target)
+
+    @property
+    def _taught(self) -> LayerRunner:
+        assert self._teacher is not None  # noqa: S101 - states of a teacher are there only if it is
+        return self._teacher.runner
+
+    def _pieces(self, runner: LayerRunner, ids: torch.Tensor, hidden: torch.Tensor) -> Pieces:
+        """Return what makes the logits of all tokens, a few at a time where the head is a plain matrix."""
+        if self._plain is None:
+            self._plain = head_is_plain(Sweep(self._student.view), ids, hidden.detach())
+        if self._plain:
+            head: Any = runner.view.model.get_output_embeddings()
+            return [(head, states) for states in runner.before_head(ids, hidden).flatten(0, 1).split(_PIECE)]
+
+        def make(window: torch.Tensor) -> Any:
+            return lambda states: runner.leave(window, states)[0]
+
+        return [(make(w), states) for w, states in zip(ids.split(1), hidden.split(1), strict=True)]
