@@ -157,7 +157,7 @@ def test_scan_shows_the_shares_that_planning_with_each_allocator_gives(
     found = json.loads((out / "scan.json").read_text())["profiles"]
     assert (found["sparsity"], found["method"], found["pattern"]) == (0.55, "wanda", "row")
     assert list(found["allocators"]) == ["alphapruning", "neuroal", "owl", "uniform"]
-    assert found["allocators"]["owl"]["options"] == "multiple=5.0,spread=0.08"
+    assert found["allocators"]["owl"]["options"] == "multiple=5.0,spread=0.08,windows=none"
     assert found["allocators"]["owl"]["evidence"]["evidence"] == "outliers, percent"
     assert found["allocators"]["uniform"]["evidence"] is None
     table = shown.out.partition("55% in all")[2]
@@ -182,7 +182,7 @@ def test_scan_shows_the_allocators_that_are_named(sned: Callable[..., Outcome], 
     assert list(found["profiles"]["allocators"]) == named
     first, second = (found["profiles"]["allocators"][name] for name in named[1:])
     assert first["layers"] != second["layers"]
-    assert second["options"] == "multiple=2.0,spread=0.1"
+    assert second["options"] == "multiple=2.0,spread=0.1,windows=none"
     assert found["cost"]["forward_layer_tokens"] > 64 * LAYERS
     assert "multiple=2" in sned("scan", llama, *given).out
 

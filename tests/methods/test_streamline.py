@@ -133,6 +133,15 @@ def test_a_span_must_hold_the_layer_that_comes_back() -> None:
         streamline(View(make_model("llama")), span="1:3")
 
 
+def test_a_run_must_fit() -> None:
+    """A layer that stays may be the first of the model; one that loses its attention may not."""
+    view = View(make_model("llama"))
+    streamline(view, layers=LAYERS - 2)
+    assert list(view.layers) == [0, LAYERS - 1]
+    with pytest.raises(BudgetError, match="no run of 4 layers"):
+        streamline(View(make_model("llama")), layers=LAYERS - 2, replacement="mlp")
+
+
 def test_one_window_is_too_few() -> None:
     with pytest.raises(DataError, match="two windows"):
         streamline(View(make_model("llama")), tokens=TEXT.take(1), probe=1)

@@ -63,9 +63,9 @@ def influence(
     removals: `loo` each unit alone, `shapley` all units one after the other, in many orders. `repair` puts a simple
     map in the place of each run of removed layers: the mean update that the paper emulates, or a low-rank one.
 
-    Departures: Shapley values are what the name says, sampled over antithetic orders; the released code is an affine
-    function of leave-one-out losses. The game is played by the units that may go, while the others stay. The first
-    and the last layer are left alone by default. The low-rank map is fitted in closed form, the paper trains one;
+    Departures: `shapley` samples true Shapley values over antithetic orders; what the released code computes is an
+    affine function of leave-one-out losses. The units that may go are valued, while the others stay. The first and
+    the last layer are left alone by default. The low-rank map is fitted in closed form, where the paper trains one;
     `scale` is another paper's. Tokens weigh as the inverse square of their norm in whatever stands for layers.
     """
     _check(ctx, units, repair, rank)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from sned.errors import ConfigError, NumericalError
+from sned.errors import BudgetError, ConfigError, NumericalError
 from sned.plans.ops import Op
 from sned.runtime.context import Context
-from sned.runtime.depth import boundaries, check_span, explain, measure_distances
+from sned.runtime.depth import check_span, explain, measure_distances
 from sned.runtime.method import method
 from sned.runtime.replacement import Inherit, Kind, Replacement, default_inherit
 from sned.score.select import Cut, ranked_cuts
@@ -82,7 +82,9 @@ def streamline(
     else:
         triangles = measure_distances(ctx, "all")
         explain(ctx, triangles)
-        cuts = ranked_cuts(triangles["cosine"], whole, boundaries(ctx, min_start, max_end), [])[:probe]
+        cuts = ranked_cuts(triangles["cosine"], whole, made.boundaries(ctx, min_start, max_end), [])[:probe]
+    if not cuts:
+        raise BudgetError(f"no run of {whole} layers may be cut here", hint="lower --layers, or widen the range")
     cut, ops = _choose(ctx, cuts, made.ops(ctx, cuts))
     yield from ops
     if replacement != "nothing":

@@ -14,7 +14,7 @@ import torch
 from sned.errors import ConfigError
 from sned.models.folding import output_projection
 from sned.plans.ops import DropLayers, DropSublayer, Fold, Op, Replace, SetWeight
-from sned.runtime.depth import layers_of
+from sned.runtime.depth import boundaries, layers_of
 from sned.runtime.map_maker import fit_maps
 
 if TYPE_CHECKING:
@@ -45,6 +45,15 @@ class Replacement:
     def own(self) -> bool:
         """Whether layers of the run itself stand for it."""
         return self.kind in ("layer", "mlp")
+
+    def boundaries(self, ctx: Context, min_start: int, max_end: int | None) -> list[int]:
+        """Return where a run may begin and end: the layer of a run that stays whole need not be one that may go."""
+        allowed = boundaries(ctx, min_start, max_end)
+        if self.kind != "layer":
+            return allowed
+        if self.inherit == "last":
+            return [*allowed, *[i for i in (*ctx.view.layers, ctx.view.geometry.n_layers) if i > allowed[-1]][:1]]
+        return [*[i for i in ctx.view.layers if i < allowed[0]][-1:], *allowed]
 
     def kept(self, ctx: Context, cut: Cut) -> list[int]:
         """Return the layers of a run that stay."""
