@@ -135,17 +135,19 @@ class TestShapley:
             assert found.facts["all_gone"] - found.facts["base"] == pytest.approx(whole, abs=1e-6)
 
     def test_the_seed_decides(self) -> None:
-        one, same, other = (values(plan_by(fresh("llama"), permutations=2, seed=seed, **ALL)) for seed in (0, 0, 1))
+        one, same, other = (
+            values(plan_by(fresh("llama"), metric="shapley", permutations=2, seed=seed, **ALL)) for seed in (0, 0, 1)
+        )
         assert one == same
         assert one != other
         assert sum(one.values()) == pytest.approx(sum(other.values()), abs=1e-9)
 
     def test_more_orders_go_on_from_fewer(self, tmp_path: Path) -> None:
-        costs = [Cost() for _ in range(3)]
-        plan_by(fresh("llama"), folder=tmp_path, permutations=2, cost=costs[0], **ALL)
-        more = plan_by(fresh("llama"), folder=tmp_path, permutations=6, cost=costs[1], **ALL)
-        assert values(more) == values(plan_by(fresh("llama"), permutations=6, cost=costs[2], **ALL))
-        assert costs[1].forward_layer_tokens < costs[2].forward_layer_tokens
+        given, costs = {"metric": "shapley", **ALL}, [Cost() for _ in range(2)]
+        plan_by(fresh("llama"), folder=tmp_path, permutations=2, **given)
+        more = plan_by(fresh("llama"), folder=tmp_path, permutations=6, cost=costs[0], **given)
+        assert values(more) == values(plan_by(fresh("llama"), permutations=6, cost=costs[1], **given))
+        assert costs[0].forward_layer_tokens < costs[1].forward_layer_tokens
 
     def test_orders_share_what_they_have_in_common(self) -> None:
         """All 32 sets of five layers: 31 runs of a layer, not 80."""
@@ -157,7 +159,7 @@ class TestShapley:
         assert cost.forward_layer_tokens == (1 + 2 + 4 + 8 + 16) * 2 * calibration().length
 
     def test_the_scores_say_what_values_rest_on(self) -> None:
-        plan = plan_by(fresh("llama"), layers=1, permutations=8)
+        plan = plan_by(fresh("llama"), layers=1, metric="shapley", permutations=8)
         scores = plan.stages[0].scores
         assert [row["unit"] for row in scores["values"] if row["removed"]] == [scores["values"][0]["unit"]]
         assert [row["value"] for row in scores["values"]] == sorted(row["value"] for row in scores["values"])
@@ -183,7 +185,7 @@ class TestBroken:
         monkeypatch.setattr(Context, "losses", losses)
 
     def test_a_unit_without_which_nothing_works_goes_last(self) -> None:
-        plan = plan_by(fresh("llama"), metric="loo")
+        plan = plan_by(fresh("llama"))
         assert plan.ops == (DropLayers(layers=[1, 3]),)
         assert plan.stages[0].scores["values"][-1] == {
             "unit": "layer.2",
@@ -194,7 +196,7 @@ class TestBroken:
 
     def test_it_has_no_shapley_value(self) -> None:
         with pytest.raises(NumericalError, match="losses are not finite"):
-            plan_by(fresh("llama"))
+            plan_by(fresh("llama"), metric="shapley")
 
 
 class TestGoals:
@@ -257,7 +259,8 @@ class TestGoals:
     "given",
     [
         {"units": "both", "metric": "loo", "blocks": 3},
-        {"units": "attn", "windows": 4, "blocks": 2},
+        {"units": "attn", "windows": 4, "blocks": 2, "metric": "shapley", "permutations": 4},
+        {"metric": "shapley"},
         {"metric": "cosine", "repair": "shift"},
         {"metric": "l1", "repair": "lowrank", "rank": 2, "sequential": True, "layers": 2},
     ],

@@ -98,7 +98,7 @@ def test_schema_refuses(blocks: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "metric", "kinds"),
     [
-        ({"layers": 2}, "shapley", {"layer"}),
+        ({"layers": 2, "metric": "shapley"}, "shapley", {"layer"}),
         ({"layers": 2, "metric": "l2", "repair": "lowrank", "rank": 2}, "l2", {"layer"}),
         ({"blocks": 3, "units": "both", "metric": "loo"}, "loo", {"attn", "mlp"}),
     ],

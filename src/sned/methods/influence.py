@@ -47,7 +47,7 @@ def influence(
     *,
     goal: Goal,
     units: UnitOption = "layers",
-    metric: WorthOption = "shapley",
+    metric: WorthOption = "loo",
     permutations: Permutations = 16,
     windows: Windows = None,
     objective: ObjectiveOption = "perplexity",
@@ -60,13 +60,14 @@ def influence(
     """Remove the layers, attentions or MLPs that are worth least, all at once, by a static or an adaptive metric.
 
     Static ones need one pass: how far a unit turns the stream, or the norm of what it adds. Adaptive ones try
-    removals: `loo` each unit alone, `shapley` all units one after the other, in many orders. `repair` puts a simple
-    map in the place of each run of removed layers: the mean update that the paper emulates, or a low-rank one.
+    removals: `loo` each unit alone, `shapley` all units one after the other, in many orders, which tells what units
+    are worth together, not what the first few cost. `repair` puts a simple map in the place of each run of removed
+    layers: the mean update that the paper emulates, or a low-rank one.
 
-    Departures: `shapley` samples true Shapley values over antithetic orders; what the released code computes is an
-    affine function of leave-one-out losses. The units that may go are valued, while the others stay. The first and
-    the last layer are left alone by default. The low-rank map is fitted in closed form, where the paper trains one;
-    `scale` is another paper's. Tokens weigh as the inverse square of their norm in whatever stands for layers.
+    Departures: `shapley` samples true Shapley values over antithetic orders; what the released code calls so is an
+    affine function of leave-one-out losses, and ranks as `loo` does. The units that may go are valued while the others
+    stay; the first and the last layer do by default. The low-rank map is fitted in closed form, where the paper trains
+    one; `scale` is another paper's. Tokens weigh as the inverse square of their norm in whatever stands for layers.
     """
     _check(ctx, units, repair, rank)
     found = find_units(ctx.view, units, *layer_range(ctx, min_start, max_end))
