@@ -164,7 +164,7 @@ def test_layers_that_only_have_zeros_are_not_listed() -> None:
     for where, said in everywhere(report()).items():
         assert "60.0% are zero" not in said, where
     folded = [{"layer": 0, "state": "folded", "attention": "kept", "mlp": "kept", "note": "a map; 60.0% are zero"}]
-    assert facts.notes(report(stack=folded)) == [(0, "a map; 60.0% are zero")]
+    assert facts.notes(report(stack=folded)) == [([0], "a map; 60.0% are zero")]
 
 
 def test_a_long_plan_is_cut_short_on_the_page() -> None:

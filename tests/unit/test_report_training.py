@@ -15,7 +15,7 @@ from sned.jobs.heal import NOT_HEALED
 from sned.models.view import View
 from sned.plans.ops import DropLayers
 from sned.plans.plan import Base, Plan, Size, Stage
-from sned.report import card, html, numbers, text, trained, training_picture
+from sned.report import card, facts, html, numbers, text, trained, training_picture
 from sned.report.schema import Report, Training
 
 SCORES = {
@@ -395,3 +395,11 @@ def test_terminal_names_the_stages_if_there_are_several() -> None:
     assert "Trained by streamline: 1 024 tokens, held-out nmse 0.300 → 0.200" in printed
     assert "Trained by heal: 1 024 tokens, held-out kl 0.450 → 0.310" in printed
     assert "Trained" not in text.plain(report(method="uidl"))
+
+
+def test_layers_with_the_same_remark_share_a_line() -> None:
+    """A whole model that was trained would else fill the page with its layers."""
+    stack = [{"layer": i, "state": "kept", "attention": "kept", "mlp": "kept", "note": "refitted"} for i in range(4)]
+    stack[2]["note"] = "a map; refitted"
+    told = [(facts.named_layers(layers), note) for layers, note in facts.notes(report(stack=stack))]
+    assert told == [("Layers 0–1, 3", "refitted"), ("Layer 2", "a map; refitted")]

@@ -76,7 +76,7 @@ def _intro(report: Report, name: str, base_model: str | None) -> str:
     link = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{report.model.source}`"
     how = "pruned, then trained with `sned heal`" if trained.is_healed(report) else f"pruned with `{report.method}`"
     text = f"# {name}\n\n{link}, {how}. {facts.verdict(report)}"
-    notes = [f"- Layer {layer}: {note}" for layer, note in facts.notes(report)]
+    notes = [f"- {facts.named_layers(layers)}: {note}" for layers, note in facts.notes(report)]
     layered = report.stack and not (report.sparsity and facts.is_whole(report.stack))
     counted = "Layers are counted from 0 in the base model; a range names both its ends."
     return "\n\n".join(filter(None, [text, counted if layered else "", "\n".join(notes)]))

@@ -75,10 +75,18 @@ def is_whole(stack: list[Layer]) -> bool:
     return all(item.state == item.attention == item.mlp == "kept" for item in stack)
 
 
-def notes(report: Report) -> list[tuple[int, str]]:
-    """Return remarks on layers; where weights are zero, none on whole layers, of which a picture tells more."""
-    told = [item for item in report.stack if item.note]
-    return [(item.layer, item.note) for item in told if not (report.sparsity and is_whole([item]))]
+def notes(report: Report) -> list[tuple[list[int], str]]:
+    """Return remarks, each with its layers; where weights are zero, none on whole layers: a picture tells more."""
+    told: dict[str, list[int]] = {}
+    for item in report.stack:
+        if item.note and not (report.sparsity and is_whole([item])):
+            told.setdefault(item.note, []).append(item.layer)
+    return [(layers, note) for note, layers in told.items()]
+
+
+def named_layers(layers: list[int]) -> str:
+    """Return ``Layer 4`` or ``Layers 0–3, 7``."""
+    return f"Layer{'s' if len(layers) > 1 else ''} {span(layers)}"
 
 
 def planned(summary: str, shown: int = 4) -> str:

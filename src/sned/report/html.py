@@ -55,7 +55,7 @@ def render(report: Report) -> str:
         sections=_sections(report),
         legend=_legend(report),
         states={item.state for item in report.stack},
-        notes=facts.notes(report),
+        notes=[(facts.named_layers(layers), note) for layers, note in facts.notes(report)],
         warnings=zeros.warnings(report),
         zeroed=_zeroed(report),
         pictures=_pictures(report),
