@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sned.errors import ConfigError, NumericalError
+from sned.errors import ConfigError
 from sned.plans.ops import DropLayers, Fold, Op, Replace
 from sned.runtime.context import Context
-from sned.runtime.depth import boundaries, check_span, distances, explain, layers_of, measure_distances
+from sned.runtime.depth import boundaries, check_span, distances, explain, layers_of, least_missed, measure_distances
 from sned.runtime.map_maker import MapMaker
 from sned.runtime.method import method
 from sned.runtime.statistics import CutMoments, Positions
@@ -20,7 +19,6 @@ from sned.score.select import Cut, fuse, ranked_cuts, split_evenly
 
 SCOUT_RATIO = 8
 """An eighth of the windows scouts for the cuts whose moments the full pass then sums."""
-PROBE_WINDOWS = 8
 
 
 @method(
@@ -148,14 +146,7 @@ class _Chooser:
         if len(cuts) == 1:
             return cuts[0]
         candidates = [self.ops(cut, moments) for cut, moments in zip(cuts, self.collect(cuts), strict=True)]
-        windows = min(PROBE_WINDOWS, len(self.ctx.calibration))
-        losses = self.ctx.losses(candidates, windows=windows)
-        if math.isinf(min(losses)):
-            raise NumericalError("no cut that was tried gives a finite loss", hint="try --dtype fp32, or --probe 0")
-        finite = [None if math.isinf(nll) else nll for nll in losses]
-        rows = [{"start": s, "end": e, "nll": nll} for (s, e), nll in zip(cuts, finite, strict=True)]
-        self.ctx.scores.setdefault("probe", []).extend(rows)
-        return cuts[min(range(len(cuts)), key=losses.__getitem__)]
+        return cuts[least_missed(self.ctx, cuts, candidates)]
 
     def _problem(self, cut: Cut) -> CutMoments:
         start, end = cut

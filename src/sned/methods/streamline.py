@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from sned.errors import BudgetError, ConfigError, NumericalError
+from sned.errors import BudgetError, ConfigError
 from sned.plans.ops import Op
 from sned.runtime.context import Context
-from sned.runtime.depth import check_span, explain, measure_distances
+from sned.runtime.depth import check_span, explain, least_missed, measure_distances
 from sned.runtime.method import method
 from sned.runtime.replacement import Inherit, Kind, Replacement, default_inherit
 from sned.score.select import Cut, ranked_cuts
-from sned.training.loop import fit
+from sned.training.loop import train
 from sned.training.masters import Masters, Names, all_parameters, set_values
-from sned.training.options import Batch, Epochs, Rate, Warmup, held_out_part
+from sned.training.options import Batch, Epochs, Rate, Warmup
 from sned.training.schedule import Schedule
 from sned.training.tasks import ModelTask, SpanTask, Task
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from sned.training.losses import StateLoss
-
-PROBE_WINDOWS = 8
 
 
 @method(
@@ -96,14 +93,7 @@ def streamline(
 
 def _choose(ctx: Context, cuts: list[Cut], candidates: list[list[Op]]) -> tuple[Cut, list[Op]]:
     """Return the run to cut, and how: of the few that turn the stream least, the one that is missed least."""
-    best = 0
-    if len(cuts) > 1:
-        losses = ctx.losses(candidates, windows=min(PROBE_WINDOWS, len(ctx.calibration)))
-        if math.isinf(min(losses)):
-            raise NumericalError("no run that was tried gives a finite loss", hint="try --dtype fp32, or --probe 1")
-        finite = [None if math.isinf(nll) else nll for nll in losses]
-        ctx.scores["probe"] = [{"start": s, "end": e, "nll": nll} for (s, e), nll in zip(cuts, finite, strict=True)]
-        best = min(range(len(cuts)), key=losses.__getitem__)
+    best = least_missed(ctx, cuts, candidates) if len(cuts) > 1 else 0
     start, end = cuts[best]
     distance = ctx.scores["distance"][start][end - start] if "distance" in ctx.scores else None
     ctx.scores["cuts"] = [{"start": start, "end": end, "distance": distance}]
@@ -113,7 +103,6 @@ def _choose(ctx: Context, cuts: list[Cut], candidates: list[list[Op]]) -> tuple[
 
 def _train(ctx: Context, names: Names, span: Cut, loss: Any, schedule: Schedule) -> dict[tuple[int, str], torch.Tensor]:
     """Return the parameters after training; `ctx.scores["training"]` keeps how it went."""
-    train, held_out = held_out_part(ctx.calibration)
     key: list[Any] = [*ctx.state(None), list(span), loss, {str(i): own for i, own in names.items()}]
     with ExitStack() as held:
         for layer in names:
@@ -125,6 +114,5 @@ def _train(ctx: Context, names: Names, span: Cut, loss: Any, schedule: Schedule)
         else:
             near: StateLoss = loss
             task = SpanTask(masters, ctx.dense, ctx.view, span, list(names), near, ctx.cost)
-        found = fit(task, train, held_out, schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed)
-        ctx.scores["training"] = {"loss": loss, "tokens": train.n_tokens} | found.as_scores()
+        train(ctx, task, loss, schedule, key)
         return {place: masters.values(*place).detach() for place in masters.trained}

@@ -1,4 +1,4 @@
-"""What the depth methods share: which layers may go, and one pass that measures all distances.
+"""What the depth methods share: which layers may go, one pass that measures all distances, and a probe of few cuts.
 
 May import its neighbours in `runtime`.
 """
@@ -9,12 +9,17 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from sned.errors import BudgetError, ConfigError
+from sned.errors import BudgetError, ConfigError, NumericalError
 from sned.runtime.statistics import Distances, Positions
 
 if TYPE_CHECKING:
-    from sned.runtime.context import Context
+    from collections.abc import Sequence
+
+    from sned.runtime.context import Candidate, Context
     from sned.score.select import Cut
+
+PROBE_WINDOWS = 8
+"""Windows of calibration text on which the few best cuts are tried."""
 
 
 def measure_distances(
@@ -82,6 +87,26 @@ def parse_cut(text: str, depth: int) -> Cut:
     if not 0 <= start < end <= depth or end - start == depth:
         raise ConfigError(f"span {text!r} is not a cut of {depth} layers", hint="13:19 means layers 13 to 18")
     return start, end
+
+
+def least_missed(ctx: Context, cuts: Sequence[Cut], candidates: Sequence[Candidate]) -> int:
+    """Return the number of the cut with the least loss when tried; ties go to the first; `scores["probe"]` keeps all.
+
+    Args:
+        ctx: The context.
+        cuts: What would go.
+        candidates: The ops of each cut, with what makes up for it.
+
+    Raises:
+        NumericalError: none leaves a model with a finite loss.
+    """
+    losses = ctx.losses(candidates, windows=min(PROBE_WINDOWS, len(ctx.calibration)))
+    if math.isinf(min(losses)):
+        raise NumericalError("no cut that was tried gives a finite loss", hint="try --dtype fp32, or --probe 1")
+    finite = [None if math.isinf(nll) else nll for nll in losses]
+    rows = [{"start": s, "end": e, "nll": nll} for (s, e), nll in zip(cuts, finite, strict=True)]
+    ctx.scores.setdefault("probe", []).extend(rows)
+    return min(range(len(cuts)), key=losses.__getitem__)
 
 
 def layers_of(ctx: Context, cut: Cut) -> tuple[int, ...]:

@@ -92,7 +92,7 @@ class Replacement:
 
     def _chunks(self, ctx: Context, cut: Cut) -> list[Sequence[int]]:
         """Split a run into parts of nearly the same length, the longer ones first: one for each layer that stays."""
-        layers = layers_of(ctx, cut) if not ctx.ops else tuple(i for i in ctx.dense.layers if cut[0] <= i < cut[1])
+        layers = [i for i in ctx.dense.layers if cut[0] <= i < cut[1]]
         size, longer = divmod(len(layers), self.count)
         starts = [i * size + min(i, longer) for i in range(self.count + 1)]
         return [layers[a:b] for a, b in pairwise(starts)]

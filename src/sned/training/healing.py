@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from sned.errors import ConfigError
 from sned.models.folding import output_projection
 from sned.plans.ops import Fold, Replace
-from sned.training.loop import fit
+from sned.training.loop import train
 from sned.training.masters import Masters, Names, all_matrices, all_parameters, set_values
-from sned.training.options import held_out_part
 from sned.training.schedule import Schedule
 from sned.training.tasks import ModelLoss, ModelTask
 
@@ -74,13 +73,9 @@ def heal(ctx: Context, healing: Healing) -> Iterator[Op]:
         keep_zeros=healing.keep_zeros,
         seed=ctx.seed,
     )
-    train, held_out = held_out_part(ctx.calibration)
     task = ModelTask(masters, ctx.view, healing.loss, ctx.dense, ctx.cost)
     key: list[Any] = [*ctx.state(None), asdict(healing)]
-    found = fit(
-        task, train, held_out, healing.schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed
-    )
-    ctx.scores["training"] = {"loss": healing.loss, "tokens": train.n_tokens} | found.as_scores()
+    found = train(ctx, task, healing.loss, healing.schedule, key)
     if not found.best:
         ctx.progress.warn("training found no better weights: the model is as it was")
         return

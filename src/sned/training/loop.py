@@ -13,12 +13,14 @@ import torch
 
 from sned.runtime import journal as journals
 from sned.runtime.sweep import BATCH_TOKENS
+from sned.training.options import held_out_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sned.data.tokens import Tokens
     from sned.progress import Progress
+    from sned.runtime.context import Context
     from sned.runtime.journal import Journal
     from sned.training.schedule import Schedule
     from sned.training.tasks import Task
@@ -53,6 +55,25 @@ class Fit:
         """Return what a plan or report keeps: numbers that JSON has."""
         rows = [[None if math.isnan(value) or math.isinf(value) else value for value in row] for row in self.curve]
         return {"curve": rows, "best_step": self.best, "ended": self.ended}
+
+
+def train(ctx: Context, task: Task, loss: str, schedule: Schedule, key: list[Any]) -> Fit:
+    """Train on the calibration tokens, some of them held out; `ctx.scores["training"]` keeps how it went.
+
+    Args:
+        ctx: The context.
+        task: What is trained.
+        loss: The name of what the task makes small.
+        schedule: How long and how fast.
+        key: Tells this training from others.
+
+    Raises:
+        DataError: there is too little text.
+    """
+    tokens, held_out = held_out_part(ctx.calibration)
+    found = fit(task, tokens, held_out, schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed)
+    ctx.scores["training"] = {"loss": loss, "tokens": tokens.n_tokens} | found.as_scores()
+    return found
 
 
 def fit(

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 StateLoss = Literal["nmse", "mse", "cosine"]
-StateLossOption = Annotated[
-    StateLoss, "how far states are from the dense ones: squares relative to each token's own, squares, or direction"
-]
 _NONE = -100
 """Target of a token that is followed by nothing."""
 

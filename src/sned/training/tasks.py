@@ -5,7 +5,7 @@ May import `runtime` and its neighbours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from sned.training.masters import Masters
 
 ModelLoss = Literal["kl", "ce", "states"]
-ModelLossOption = Annotated[
-    ModelLoss, "KL divergence from the dense model, cross-entropy of the next token, or distance of the final states"
-]
 _PIECE = 256
 """Tokens whose logits exist at a time."""
 
