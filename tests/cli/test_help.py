@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .conftest import Outcome
 
 ROOT = typer.main.get_command(module.app)
-COMMANDS = ["prune", "plan", "apply", "import", "heal", "run", "demo", "show", "diff"]
+COMMANDS = ["prune", "plan", "apply", "import", "heal", "classify", "run", "demo", "show", "diff"]
 COMMANDS += ["inspect", "scan", "methods", "eval", "stability", "bench", "report", "pack", "unpack"]
 EXAMPLES = [
     line.strip()

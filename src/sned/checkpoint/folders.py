@@ -20,7 +20,7 @@ from sned.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MARKERS = ("sned/report.json", "sned/plan.json", "plan.json", "packed.json")
+_MARKERS = ("sned/report.json", "sned/classifier.json", "sned/plan.json", "plan.json", "packed.json")
 _HIDDEN = re.compile(r"^\.(.+)\.partial-[0-9a-f]{8}$")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -16,7 +16,7 @@ from sned.models import modeling_sned
 from sned.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import torch
 
@@ -40,21 +40,44 @@ def save_model(model: Model, folder: Path, *, progress: Progress = SILENT) -> Pr
     """
     view = paired(model.view)
     proposal = propose(view)
-    config: Any = proposal.config
-    config.dtype = view.dtype
-    total = sum(p.numel() * p.element_size() for p in view.model.parameters())
-    with ShardWriter(folder) as writer, progress.task("save", total) as advance:
-        for name, tensor in _tensors(view):
-            writer.add(name, tensor.detach().cpu().contiguous())
-            advance(tensor.numel() * tensor.element_size())
-    config.save_pretrained(folder)
-    _copy_side_files(model, folder)
+    write_checkpoint(model, proposal.config, tensors_of(view), view, folder, progress)
     if not proposal.stock:
         shutil.copyfile(Path(modeling_sned.__file__), folder / MODULE_FILE)
     return proposal
 
 
-def _tensors(view: View) -> Iterator[tuple[str, torch.Tensor]]:
+def write_checkpoint(
+    model: Model,
+    config: Any,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    view: View,
+    folder: Path,
+    progress: Progress = SILENT,
+) -> None:
+    """Write tensors, a config, and the side files of a model into an existing folder.
+
+    Args:
+        model: Whose tokenizer, template, generation config and licence to take.
+        config: What describes the tensors; its dtype becomes the view's.
+        tensors: Names and values.
+        view: What they are of, about as large as they are.
+        folder: Where to.
+        progress: Told of the bytes written.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    config.dtype = view.dtype
+    total = sum(p.numel() * p.element_size() for p in view.model.parameters())
+    with ShardWriter(folder) as writer, progress.task("save", total) as advance:
+        for name, tensor in tensors:
+            writer.add(name, tensor.detach().cpu().contiguous())
+            advance(tensor.numel() * tensor.element_size())
+    config.save_pretrained(folder)
+    _copy_side_files(model, folder)
+
+
+def tensors_of(view: View) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor of the model once, materialising one layer at a time."""
     path = view.family.layers
     seen: set[int] = set()

@@ -54,7 +54,7 @@ def verify(view: View, folder: Path, *, stock: bool, seed: int = 0, progress: Pr
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(view.geometry.vocab, (WINDOWS, TOKENS), generator=generator)
     with progress.task("verify", 2) as advance:
-        expected = _logits(view, ids, dtype)
+        expected = run_in(view, ids, dtype)
         advance(1)
         full, cached = _reload(folder, ids, dtype, stock=stock)
         advance(1)
@@ -72,8 +72,11 @@ def verify(view: View, folder: Path, *, stock: bool, seed: int = 0, progress: Pr
 
 
 @torch.no_grad()
-def _logits(view: View, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the view's logits `[windows, tokens, vocab]` in float32, computed in `dtype`."""
+def run_in(view: View, ids: torch.Tensor, dtype: torch.dtype, *, head: bool = True) -> torch.Tensor:
+    """Return in float32 what a view makes of ids `[windows, tokens]` when it computes in `dtype`.
+
+    Its logits `[windows, tokens, vocab]`, or without its head what that receives, `[windows, tokens, hidden]`.
+    """
     twin = view.fork()
     with _recast(twin, dtype):
         runner = LayerRunner(twin)
@@ -81,7 +84,8 @@ def _logits(view: View, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         for index in twin.active:
             with twin.materialised(index) as layer, _recast_module(layer, dtype):
                 hidden = runner.layer(index, hidden)
-        return runner.leave(ids.to(twin.device), hidden).float().cpu()
+        finish = runner.leave if head else runner.before_head
+        return finish(ids.to(twin.device), hidden).float().cpu()
 
 
 @contextmanager
@@ -112,15 +116,26 @@ def _in_dtype(params: list[torch.nn.Parameter], dtype: torch.dtype) -> Iterator[
 
 
 def _reload(folder: Path, ids: torch.Tensor, dtype: torch.dtype, *, stock: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    out = run_bare("bare_check.py", folder, {"ids": ids}, dtype, "stock" if stock else "remote")
+    return out["full"], out["cached"]
+
+
+def run_bare(
+    script: str, folder: Path, inputs: dict[str, torch.Tensor], dtype: torch.dtype, *words: str
+) -> dict[str, torch.Tensor]:
+    """Return what a script beside this file makes of a checkpoint, in a fresh process that never imports sned.
+
+    Raises:
+        VerificationError: it fails.
+    """
     from safetensors.torch import load_file, save_file
 
-    script = Path(__file__).with_name("bare_check.py")
     with tempfile.TemporaryDirectory(prefix="sned-verify-") as scratch:
-        ids_file, out_file = Path(scratch, "ids.safetensors"), Path(scratch, "out.safetensors")
-        save_file({"ids": ids}, ids_file)
+        given, made = Path(scratch, "in.safetensors"), Path(scratch, "out.safetensors")
+        save_file(inputs, given)
         name = str(dtype).removeprefix("torch.")
-        command = [sys.executable, "-P", str(script), str(folder), str(ids_file), str(out_file), name]
-        command.append("stock" if stock else "remote")
+        place = Path(__file__).with_name(script)
+        command = [sys.executable, "-P", str(place), str(folder), str(given), str(made), name, *words]
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         child = subprocess.run(
             command,
@@ -135,5 +150,4 @@ def _reload(folder: Path, ids: torch.Tensor, dtype: torch.dtype, *, stock: bool)
                 f"the saved checkpoint does not load in a fresh process: {reason}. Nothing was kept.",
                 hint="this is a bug in sned; please report the model type and the plan",
             )
-        out = load_file(out_file)
-    return out["full"], out["cached"]
+        return load_file(made)

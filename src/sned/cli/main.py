@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from sned import __version__
-from sned.cli import heal, logs, measure, pack, prune, read, run
+from sned.cli import classify, heal, logs, measure, pack, prune, read, run
 from sned.cli.flags import MethodCommand
 from sned.cli.terminal import Terminal, prepare_streams
 from sned.errors import SnedError
@@ -48,6 +48,7 @@ _register(prune.plan, "plan", _PRUNE, prune.PLAN_EXAMPLES, cls=MethodCommand)
 _register(prune.apply, "apply", _PRUNE, prune.APPLY_EXAMPLES)
 _register(prune.import_, "import", _PRUNE, prune.IMPORT_EXAMPLES)
 _register(heal.heal, "heal", _PRUNE, heal.HEAL_EXAMPLES)
+_register(classify.classify, "classify", _PRUNE, classify.CLASSIFY_EXAMPLES)
 _register(run.run, "run", _PRUNE, run.RUN_EXAMPLES)
 _register(prune.demo, "demo", _PRUNE, prune.DEMO_EXAMPLES)
 _register(read.show, "show", _LOOK, read.SHOW_EXAMPLES)

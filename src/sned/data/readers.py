@@ -73,7 +73,23 @@ def file_documents(path: str, column: str = "") -> Iterator[str]:
         elif suffix == ".parquet":
             yield from _parquet(found, column or TEXT_COLUMN)
         else:
-            yield from _json_lines(found, column or TEXT_COLUMN)
+            yield from (text_of(row, column or TEXT_COLUMN, place) for place, row in _json_lines(found))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{found} could not be read: {error}") from error
+
+
+def json_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each row of a JSON-lines file stands, and the row.
+
+    Raises:
+        DataError: the file is missing, empty or malformed, or a row is not an object.
+    """
+    found = existing_file(path)
+    if not suffix_of(path).startswith(".jsonl"):
+        raise DataError(f"{found} is not a JSON-lines file.", hint="a row each line, in a file NAME.jsonl or .jsonl.gz")
+    try:
+        for place, row in _json_lines(found):
+            yield place, _object(row, place)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{found} could not be read: {error}") from error
 
@@ -93,7 +109,7 @@ def hub_documents(repo: str, config: str, split: str, column: str) -> Iterator[s
     try:
         rows: Iterable[Any] = load_dataset(repo, config or None, split=split, streaming=True)
         for number, row in enumerate(rows, 1):
-            yield _text(row, column, f"{name}, split {split}, row {number}")
+            yield text_of(row, column, f"{name}, split {split}, row {number}")
     except SnedError:
         raise
     except Exception as error:  # datasets and its file systems raise exceptions of many libraries
@@ -131,7 +147,7 @@ def _passages(lines: Iterable[str]) -> Iterator[str]:
     yield "\n".join(passage).strip("\n")
 
 
-def _json_lines(path: Path, column: str) -> Iterator[str]:
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -139,7 +155,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(f"{path}, line {number}, is not JSON: {error}") from error
-        yield _text(row, column, f"{path}, line {number}")
+        yield f"{path}, line {number}", row
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:
@@ -157,16 +173,18 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
             for batch in file.iter_batches(batch_size=1_024, columns=[column]):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _text(row, column, f"{path}, row {number}")
+                    yield text_of(row, column, f"{path}, row {number}")
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a whole parquet file: {error}") from error
 
 
-def _text(row: Any, column: str, place: str) -> str:
-    """Return one text of one row; a null is a blank document, as everywhere on the Hub."""
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: a {type(row).__name__}, not an object.", hint='write {"text": "..."}')
-    if column not in row:
+def text_of(row: Any, column: str, place: str) -> str:
+    """Return one text of one row; a null is a blank document, as everywhere on the Hub.
+
+    Raises:
+        DataError: the row is not an object, lacks the column, or holds something else there.
+    """
+    if column not in _object(row, place):
         raise _no_column(place, column, row)
     value = row[column]
     if value is None:
@@ -178,6 +196,12 @@ def _text(row: Any, column: str, place: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{place}: the column {column!r} holds half a surrogate pair, not text.") from error
     return value
+
+
+def _object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: a {type(row).__name__}, not an object.", hint='write {"text": "..."}')
+    return row
 
 
 def _no_column(place: str, column: str, names: Iterable[Any]) -> DataError:

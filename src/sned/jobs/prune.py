@@ -178,12 +178,10 @@ def write_output(
 
 
 def _write_card(report: Report, dense: Model, folder: Path, *, name: str, recipe: bool) -> None:
-    from sned.report.card import front_matter, render_card
+    from sned.report.card import base_metadata, render_card
 
-    card = dense.folder / "README.md"
-    metadata = front_matter(card.read_text(encoding="utf-8", errors="replace")) if card.exists() else {}
     base = dense.source if "/" in dense.source and not Path(dense.source).exists() else None
-    written = render_card(report, metadata, name=name, base_model=base, recipe=recipe)
+    written = render_card(report, base_metadata(dense.folder), name=name, base_model=base, recipe=recipe)
     (folder / "README.md").write_text(written, encoding="utf-8")
 
 

@@ -136,3 +136,28 @@ class RunRequest:
     overwrite: bool = False
     resume: bool = True
     command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyRequest:
+    """Make a classifier out of the first layers of a model."""
+
+    load: LoadRequest
+    data: str
+    """A JSON-lines file of texts and their classes."""
+    out: Path
+    held_out: str | None = None
+    """Another, to choose the depth by; None: a share of `data`."""
+    held_out_share: float = 0.2
+    test: str | None = None
+    """Another, to judge by."""
+    text: str = "text"
+    label: str = "label"
+    probe: Literal["solve", "train"] = "solve"
+    layers: int | None = None
+    """How many layers to keep; None: the fewest that do as well as any."""
+    seq_len: int = 1024
+    seed: int = 0
+    overwrite: bool = False
+    resume: bool = True
+    command: str = ""

@@ -12,6 +12,7 @@ from sned.report import facts, numbers, trained, zeros
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from sned.report.schema import Report
 
@@ -35,9 +36,20 @@ def front_matter(readme: str) -> dict[str, Any]:
     return block if isinstance(block, dict) else {}
 
 
+def inherited(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a card takes over from that of the base model: licence and languages."""
+    return {key: metadata[key] for key in _INHERITED if metadata.get(key)}
+
+
+def base_metadata(folder: Path) -> dict[str, Any]:
+    """Return the front matter of the model card in a folder, empty where there is none."""
+    file = folder / "README.md"
+    return front_matter(file.read_text(encoding="utf-8", errors="replace")) if file.exists() else {}
+
+
 def render_card(
     report: Report,
-    base_metadata: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     *,
     name: str,
     base_model: str | None = None,
@@ -47,7 +59,7 @@ def render_card(
 
     Args:
         report: what was done and measured.
-        base_metadata: front matter of the base model's card; its licence and languages are inherited.
+        metadata: front matter of the base model's card; its licence and languages are inherited.
         name: title of the card, usually the name of the folder.
         base_model: Hub id of the base model; None when it has none (a local folder).
         recipe: whether a recipe lies beside the report.
@@ -55,10 +67,10 @@ def render_card(
     import yaml
 
     header: dict[str, Any] = {"base_model": base_model} if base_model else {}
-    header |= {key: base_metadata[key] for key in _INHERITED if base_metadata.get(key)}
+    header |= inherited(metadata)
     header |= {
         "library_name": "transformers",
-        "pipeline_tag": base_metadata.get("pipeline_tag") or "text-generation",
+        "pipeline_tag": metadata.get("pipeline_tag") or "text-generation",
         "tags": ["sned", "pruned", report.method],
     }
     block = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
