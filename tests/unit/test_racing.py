@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sned.score.racing import paired_margin, still_racing, student_quantile
+from sned.score.racing import expected_regret, paired_margin, still_racing, student_quantile
 
 # Quantiles of Student's t from printed tables.
 TABLE = {
@@ -93,3 +93,22 @@ def test_a_candidate_that_failed_is_out() -> None:
 
 def test_one_stays_even_if_all_failed() -> None:
     assert still_racing(torch.full((3, 8), torch.nan), 0.999).sum() == 1
+
+
+def test_expected_regret_is_the_mean_of_what_a_mistake_costs() -> None:
+    """Against ten million draws; hopeless rivals cost nothing, and sure losses cost all that is lost."""
+    mean, error = torch.tensor([0.0, 0.01, -0.02, 5.0]), torch.tensor([0.005, 0.01, 0.01, 0.1])
+    drawn = mean[:, None] + error[:, None] * torch.randn(4, 2_500_000, generator=torch.Generator().manual_seed(0))
+    assert expected_regret(mean, error).tolist() == pytest.approx((-drawn).clamp_min(0).mean(1).tolist(), abs=2e-5)
+    assert expected_regret(torch.zeros(1), torch.zeros(1)).item() == pytest.approx(0)
+
+
+def test_near_ties_end_when_a_mistake_costs_little() -> None:
+    near = draws(0, 0.0, 0.001, 0.5, units=64, own_noise=0.02)
+    assert still_racing(near, 0.999).tolist() == [True, True, False]
+    assert still_racing(near, 0.999, regret=0.0001).tolist() == [True, True, False]
+    assert still_racing(near, 0.999, regret=0.01).tolist().count(True) == 1
+
+
+def test_few_units_say_nothing_of_costs() -> None:
+    assert still_racing(draws(0, 0.0, 0.001, units=6), 0.999, regret=10.0).all()
