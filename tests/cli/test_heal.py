@@ -101,6 +101,17 @@ def test_what_cannot_be_done_is_said(
     assert not (tmp_path / "healed").exists()
 
 
+def test_too_little_memory_is_said_before_training(
+    sned: Callable[..., Outcome], pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sned.jobs.heal.free_memory", lambda _device: 10_000)
+    done = sned("heal", pruned, *FAST, "--train", "full", "-o", tmp_path / "healed")
+    assert done.code == 2
+    assert "needs about" in done.err
+    assert "--train lora" in done.err
+    assert not (tmp_path / "healed").exists()
+
+
 def test_only_what_sned_pruned_is_healed(
     sned: Callable[..., Outcome], model: Path, pruned: Path, tmp_path: Path
 ) -> None:

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from sned.checkpoint.folders import atomic_folder, check_output
 from sned.errors import CheckpointError, PlanError
-from sned.evaluation.quality import measure_quality
+from sned.evaluation.quality import Quality, measure_quality
 from sned.jobs import compose
 from sned.jobs.prune import write_output
 from sned.jobs.request import EVALUATION_TOKENS, TRAINING_TOKENS
-from sned.jobs.session import Recorder, Session, check_disjoint, open_model, read_text, spare_source, unfinished_work
+from sned.jobs.session import (
+    Recorder,
+    Session,
+    check_disjoint,
+    free_memory,
+    open_model,
+    read_text,
+    spare_source,
+    unfinished_work,
+)
 from sned.models.count import count
 from sned.plans.plan import Plan, Stage, used_tensors
 from sned.plans.store import find_plan, load_plan
@@ -133,7 +142,7 @@ def _train(
     """Train the view of a pruned model, and return its plan with the stage that does the same."""
     ctx = Context(healed.view, dense.view, text, request.seed, journal, session.progress, session.cost)
     ctx.tensors, ctx.ops = dict(plan.tensors), list(plan.ops)
-    for op in healing_ops(ctx, request.healing):
+    for op in healing_ops(ctx, request.healing, free_memory(ctx.view.device)):
         op.apply(ctx.view, ctx.tensors)
         ctx.ops.append(op)
     own = tuple(ctx.ops[len(plan.ops) :])
@@ -149,11 +158,15 @@ def _judge(
     """Measure the quality of the healed model beside the dense one, and what it was before."""
     key = [plan.digest, evaluation.digest]
     with session.phase("evaluate"):
-        quality = measure_quality(healed.view, evaluation, dense=dense.view, progress=session.progress)
+        figures = journal.recall(
+            "quality",
+            key,
+            lambda: asdict(measure_quality(healed.view, evaluation, dense=dense.view, progress=session.progress)),
+        )
         nll = journal.recall(
             "before", key, lambda: measure_quality(before.view, evaluation, progress=session.progress).nll
         )
     removed = 1 - plan.pruned.params / plan.dense.params
     row = {"method": NOT_HEALED, "perplexity": compose.perplexity(nll), "removed": removed, "note": "the same cut"}
     rows = [] if row["perplexity"] is None else [row]
-    return {"quality": compose.of_quality(quality, evaluation), "baselines": rows}
+    return {"quality": compose.of_quality(Quality(**figures), evaluation), "baselines": rows}

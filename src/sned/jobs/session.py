@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from sned import __version__
@@ -114,6 +115,11 @@ def runs_slowly(view: View) -> bool:
     half = view.dtype in (torch.bfloat16, torch.float16)
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return half and x86 and view.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that are free on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def spare_source(model: Model, out: Path) -> None:

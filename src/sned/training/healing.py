@@ -13,6 +13,7 @@ from sned.models.folding import output_projection
 from sned.plans.ops import Fold, Replace
 from sned.training.loop import train
 from sned.training.masters import Masters, Names, all_matrices, all_parameters, set_values
+from sned.training.memory import require_memory
 from sned.training.schedule import Schedule
 from sned.training.tasks import ModelLoss, ModelTask
 
@@ -52,19 +53,26 @@ class Healing:
     schedule: Schedule = field(default_factory=Schedule)
 
 
-def heal(ctx: Context, healing: Healing) -> Iterator[Op]:
+def heal(ctx: Context, healing: Healing, free: int | None = None) -> Iterator[Op]:
     """Yield new values for the weights that training moved; `ctx.scores["training"]` keeps how it went.
 
     The view is the pruned model, and `ctx.dense` the one to learn from. LoRA is arXiv:2106.09685; what is trained is
     the sum of a matrix and its update, in the model's dtype, so that merging loses nothing, and the update of a weight
     that is to stay zero is zero. Shrinking the change with depth is LiNeS (arXiv:2410.17146, one task, β = 1 - α).
 
+    Args:
+        ctx: The context.
+        healing: What to train, and how.
+        free: Bytes of memory that may be used; None to try it.
+
     Raises:
-        ConfigError: nothing is there to be trained, or the model is streamed.
+        ConfigError: nothing is there to be trained, the model is streamed, or memory is short; it says what would fit.
         DataError: there is too little text.
     """
     names = _trained(ctx, healing)
     rank = healing.rank if healing.train == "lora" else None
+    if free is not None:
+        require_memory(ctx.view, names, rank, ctx.calibration.length, free)
     masters = Masters(
         ctx.view,
         names,

@@ -1,0 +1,119 @@
+"""What training would take of memory, found out before it begins. May import `runtime` and its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sned.errors import ConfigError
+from sned.models.forward import LayerRunner
+from sned.runtime.sweep import BATCH_TOKENS
+
+if TYPE_CHECKING:
+    from sned.models.view import View
+    from sned.training.masters import Names
+
+_PER_NUMBER = 20
+"""Bytes in float32: the number, its gradient, two moments of AdamW, and its best value."""
+_LOGITS = 256 * 10 * 4
+"""Bytes per word: the tokens whose logits exist at a time, times about ten tensors in float32, as was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes beside the model itself.
+
+    Attributes:
+        layers: By layer, from the first whose output training changes to the last: what is kept for the way back, and
+            of those that are trained, what their numbers take.
+        rest: What follows the layers.
+    """
+
+    layers: dict[int, int]
+    rest: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.rest + sum(self.layers.values())
+
+    def most_layers(self, free: int) -> int:
+        """Return how many of the last layers can be trained with so many bytes."""
+        left, count = free - self.rest, 0
+        for need in reversed(self.layers.values()):
+            left -= need
+            if left < 0:
+                break
+            count += 1
+        return count
+
+
+def needs(view: View, names: Names, rank: int | None, length: int) -> Needs:
+    """Return what training takes.
+
+    Args:
+        view: A loaded view.
+        names: The parameters that are trained.
+        rank: Of low-rank updates; None trains the parameters themselves.
+        length: Tokens in a window.
+    """
+    windows = max(1, BATCH_TOKENS // length)
+    first = min(names)
+    kept = _kept_for_the_way_back(view, windows, length)
+    layers = {i: kept + _of_numbers(view, i, names.get(i, []), rank) for i in view.layers if i >= first}
+    return Needs(layers, _LOGITS * view.geometry.vocab)
+
+
+def require_memory(view: View, names: Names, rank: int | None, length: int, free: int) -> None:
+    """Refuse a training that does not fit into so many free bytes, and say what would.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    need = needs(view, names, rank, length)
+    if need.total <= free:
+        return
+    count = need.most_layers(free)
+    ways = [f"--last {count} fits"] if count else []
+    ways += ["--train lora takes less"] if rank is None else []
+    ways += [f"--seq-len {BATCH_TOKENS} takes less"] if length > BATCH_TOKENS else []
+    raise ConfigError(
+        f"training {len(names)} of {len(view.layers)} layers needs about {need.total / 1e9:.1f} GB beside the models, "
+        f"and {free / 1e9:.1f} GB are free",
+        hint="; ".join(ways) or "free some memory, or prune a smaller model",
+    )
+
+
+def _of_numbers(view: View, layer: int, names: list[str], rank: int | None) -> int:
+    """Return the bytes that the trained numbers of a layer take, and the weights that they are turned into."""
+    total = 0
+    for name in names:
+        tensor = view.layer(layer).get_parameter(name)
+        *stack, rows, columns = (1, 1, *tensor.shape)
+        copies = max(1, torch.Size(stack).numel())
+        trained = tensor.numel() if rank is None else copies * min(rank, rows, columns) * (rows + columns)
+        # what the model runs with in place of a matrix, and its gradient, which waits until all layers are done
+        made = 0 if rank is None and tensor.dtype == torch.float32 else 2 * tensor.numel() * tensor.element_size()
+        total += _PER_NUMBER * trained + made
+    return total
+
+
+def _kept_for_the_way_back(view: View, windows: int, length: int) -> int:
+    """Return the bytes of activations that one layer keeps for its gradient, counted as it runs on a batch."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> Any:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    runner = LayerRunner(view)
+    middle = list(view.layers)[len(view.layers) // 2]
+    with torch.no_grad():
+        hidden = runner.enter(torch.zeros(windows, length, dtype=torch.int64, device=view.device))
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        runner.layer(middle, hidden.detach().clone().requires_grad_())
+    return sum(seen.values())
