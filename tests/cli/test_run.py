@@ -107,6 +107,10 @@ def test_the_whole_job(sned: Callable[..., Outcome], place: Path) -> None:
     assert found["cost"]["forward_layer_tokens"] > 0
     assert None not in [found["cost"]["seconds"][phase] for phase in ("plan", "train", "save", "evaluate")]
 
+    logs = out / "sned" / "items"
+    again = sned("stability", logs / "base", logs / "model", "--json").document["tasks"]["choices"]
+    assert again["flips"] == found["tasks"]["stability"]["choices"]["flips"]
+
     page, card = (out / "sned" / "report.html").read_text(), (out / "README.md").read_text()
     assert "choices, accuracy" in page
     assert "choices, accuracy" in card

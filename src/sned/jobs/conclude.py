@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sned.checkpoint.folders import put_in_place
 from sned.jobs.recipe_file import write_recipe
-from sned.jobs.stages import FOUND
+from sned.jobs.stages import FOUND, ITEMS
 from sned.report.card import front_matter, render_card
 from sned.report.html import render
 from sned.report.schema import Report, dump
@@ -46,6 +46,9 @@ def conclude(models: Sequence[Path], others: Sequence[Path], request: RunRequest
     dump(report, folder / "sned" / "report.json")
     (folder / "sned" / "report.html").write_text(render(report), encoding="utf-8")
     (folder / "sned" / "log.jsonl").write_text("".join(log.read_text(encoding="utf-8") for log in logs))
+    for other in others:
+        if (other / ITEMS).is_dir():
+            shutil.copytree(other / ITEMS, folder / "sned" / ITEMS, dirs_exist_ok=True)
     card = folder / "README.md"
     header = front_matter(card.read_text(encoding="utf-8"))
     written = render_card(report, header, name=out.name, base_model=header.get("base_model"), recipe=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sned.checkpoint.folders import atomic_folder
 from sned.errors import DataError
 from sned.evaluation.quality import measure_quality
 from sned.jobs import compose, tasks
@@ -47,7 +48,10 @@ def evaluate(
     blocks: dict[str, Any] = {"quality": compose.of_quality(quality, tokens)}
     options: dict[str, Any] = {"model": load.model}
     if asked is not None:
-        blocks["tasks"] = tasks.judge(asked, harness, items, models, session)
+        blocks["tasks"], results = tasks.judge(asked, harness, items, models, session)
+        if asked.out is not None:
+            with atomic_folder(asked.out, overwrite=asked.overwrite) as folder:
+                tasks.write_items(folder, results, session)
         options |= {"tasks": list(asked.names), "items": asked.items, "cached": asked.cached}
     heading = compose.heading(base or model, count(model.view), command="", method="eval", options=options, seed=seed)
     return compose.build(heading, blocks, {"cost": compose.of_cost(session), "warnings": session.progress.warnings})

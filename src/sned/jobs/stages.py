@@ -19,6 +19,7 @@ from sned.training.healing import Healing
 from sned.training.schedule import Schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from sned.evaluation.harness import Harness
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 FOUND = "found.json"
 """What a stage measured that writes no model: blocks of the report."""
+ITEMS = "items"
+"""Logs of the items of tasks, one folder for each model."""
 
 
 def prune_stage(recipe: Recipe, body: PruneStage, out: Path, command: str, progress: Progress) -> None:
@@ -94,7 +97,8 @@ def set_tasks(
     models = open_models(replace(recipe.load, model=str(folder)), recipe.model, session)
     tasks.refuse_streamed(asked, streamed=any(model.streamed for model in models.values()))
     items = tasks.read_items(asked, models["model"], recipe.text("evaluation", body).request(), recipe.seed)
-    _keep(out, {"tasks": tasks.judge(asked, harness, items, models, session)}, session)
+    block, results = tasks.judge(asked, harness, items, models, session)
+    _keep(out, {"tasks": block}, session, results)
 
 
 def complete_report(recipe: Recipe, folder: Path, out: Path, progress: Progress) -> None:
@@ -113,9 +117,14 @@ def complete_report(recipe: Recipe, folder: Path, out: Path, progress: Progress)
     _keep(out, found, session)
 
 
-def _keep(out: Path, found: dict[str, Any], session: Session) -> None:
-    """Write what was measured, its cost and its warnings."""
+def _keep(
+    out: Path, found: dict[str, Any], session: Session, results: Mapping[str, tasks.Results] | None = None
+) -> None:
+    """Write what was measured, its cost and its warnings, and logs of the items of tasks."""
     blocks = {**found, "cost": compose.of_cost(session), "warnings": session.progress.warnings}
     with atomic_folder(out, overwrite=False) as folder:
         (folder / FOUND).write_text(json.dumps(blocks), encoding="utf-8")
+        if results is not None:
+            (folder / ITEMS).mkdir()
+            tasks.write_items(folder / ITEMS, results, session)
         session.progress.write(folder / "log.jsonl")

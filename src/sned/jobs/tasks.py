@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sned.checkpoint.folders import atomic_folder, check_output
+from sned.checkpoint.folders import check_output
 from sned.data.packing import TextTooShortError
 from sned.errors import ConfigError
 from sned.evaluation import choices
@@ -87,8 +87,8 @@ def judge(
     items: Items | None,
     models: Mapping[str, Model],
     session: Session,
-) -> dict[str, Any]:
-    """Set every task to every model, write the logs if asked, and return the block of the report.
+) -> tuple[dict[str, Any], dict[str, Results]]:
+    """Set every task to every model, and return the block of the report, and by model what there is of single items.
 
     Args:
         request: What is asked.
@@ -106,18 +106,16 @@ def judge(
                 results[label][choices.NAME] = judged
             if harness is not None:
                 results[label] |= judge_tasks(harness, model, limit=request.items, progress=session.progress)
-    if request.out is not None:
-        _write(request.out, results, session, overwrite=request.overwrite)
-    return _of_results(results["model"], results.get("base"))
+    return _of_results(results["model"], results.get("base")), results
 
 
-def _write(out: Path, results: Mapping[str, Results], session: Session, *, overwrite: bool) -> None:
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        for label, judged in results.items():
-            (folder / label).mkdir()
-            for task, result in judged.items():
-                if result.items:
-                    write_log(folder / label / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}{SUFFIX}", result.items)
+def write_items(folder: Path, results: Mapping[str, Results], session: Session) -> None:
+    """Write a log of the items of every task into an existing folder, one folder for each model."""
+    for label, judged in results.items():
+        (folder / label).mkdir()
+        for task, result in judged.items():
+            if result.items:
+                write_log(folder / label / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}{SUFFIX}", result.items)
     if bare := [task for task, result in results["model"].items() if not result.items]:
         session.progress.info(f"no log of single items: {', '.join(bare)} (no choices of which one is right)")
 
