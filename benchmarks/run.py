@@ -1,6 +1,7 @@
 """Measures what sned promises of itself, as ratios to a stated floor taken in the same run.
 
-    python benchmarks/run.py [planning] [streaming] [decoding] [startup] [searching] [sparsity] [quality]
+    python benchmarks/run.py [planning] [streaming] [decoding] [startup] [searching] [sparsity] [training]
+                             [quality]
 
 Without a name, all of them. Seconds depend on the machine; the ratios are what to compare.
 """
@@ -23,6 +24,7 @@ import searching
 import sparsity
 import startup
 import streaming
+import training
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "startup": startup.measure,
@@ -31,6 +33,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "decoding": decoding.measure,
     "searching": searching.measure,
     "sparsity": sparsity.measure,
+    "training": training.measure,
     "quality": quality.measure,
 }
 
