@@ -12,9 +12,10 @@ from kit.tiny import LAYERS
 from pydantic import ValidationError
 from rich.console import Console
 
+from sned.canon import parse_span
 from sned.cli import worth as shown
 from sned.jobs import compose
-from sned.report import html, worth, worth_picture
+from sned.report import html, numbers, worth, worth_picture
 from sned.report.schema import Report, StandIn, Valued, Worth
 from sned.report.worth import COLUMN, STANDS
 from sned.runtime.valuation import Worth as Worths
@@ -197,3 +198,16 @@ def test_errors_have_a_column_only_where_there_are_any() -> None:
     assert "standard error" not in text
     assert "layer 3 not finite" in text
     assert printed({}) == ""
+
+
+def test_merges_stand_in_the_report_in_their_order() -> None:
+    view = fresh("llama")
+    plan = plan_on(view, "laco", layers=2)
+    blocks = compose.of_plan(plan, view.geometry)
+    assert sum(len(parse_span(row["layers"])) for row in blocks["merges"]) == 2
+    made = report(merges=blocks["merges"])
+    page = text_of(html.render(made))
+    assert "Merges" in page
+    for row in blocks["merges"]:
+        assert f"<td>{row['layers']}</td><td>{numbers.decimal(row['similarity'], 4)}</td>" in page
+    assert "Merges" not in text_of(html.render(report()))

@@ -14,6 +14,7 @@ import transformers
 
 from sned import __version__
 from sned.canon import digest, format_span, parse_span
+from sned.jobs.stage_blocks import of_stages
 from sned.models.count import Counts, count
 from sned.plans.diff import layer_states
 from sned.report.schema import Report
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from sned.models.geometry import Geometry
     from sned.models.view import View
     from sned.plans.diff import LayerState
-    from sned.plans.plan import Plan, Stage
+    from sned.plans.plan import Plan
 
 CONTEXT = 1024
 """Tokens of context that the memory to run a model is stated for."""
@@ -96,26 +97,7 @@ def of_plan(plan: Plan, geometry: Geometry) -> dict[str, Any]:
     if "fit" in scores:
         names = ("layer", "tokens", "rank", "condition", "ridge", "relative_error", "estimator", "structure")
         blocks["fit"] = [{name: fit[name] for name in names} for fit in scores["fit"]]
-    return blocks | _of_stages(plan)
-
-
-def _of_stages(plan: Plan) -> dict[str, Any]:
-    """Return the blocks that tell of the work of single stages: searches, repairs, training."""
-    blocks: dict[str, Any] = {}
-    if searched := [stage for stage in plan.stages if "trace" in stage.scores or "ranking" in stage.scores]:
-        blocks["search"] = _search(searched[-1])
-    if evolved := [stage for stage in plan.stages if "evolved" in stage.scores]:
-        blocks["evolution"] = _evolution(evolved[-1])
-    if valued := [stage for stage in plan.stages if "values" in stage.scores]:
-        blocks["worth"] = _worth(valued[-1])
-    if maps := [row for stage in plan.stages for row in stage.scores.get("stand_ins", [])]:
-        blocks["stand_ins"] = maps
-    if refits := [row for stage in plan.stages for row in stage.scores.get("repair", [])]:
-        names = ("layer", "which", "ridge", "left")
-        blocks["repair"] = [{name: row[name] for name in names} for row in refits]
-    if trained := [stage for stage in plan.stages if "training" in stage.scores]:
-        blocks["training"] = [_training(stage) for stage in trained]
-    return blocks
+    return blocks | of_stages(plan)
 
 
 def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]:
@@ -135,45 +117,6 @@ def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]
     if state.refitted:
         words.append("refitted")
     return shares | {"note": "; ".join(words)} if shares else {}
-
-
-def _search(stage: Stage) -> dict[str, Any]:
-    """Return the steps of a greedy search, or the one ranking that it went by."""
-    names = ("cut", "loss", "increase", "tokens", "measured", "candidates", "params")
-    return {
-        "objective": stage.options.get("objective", "perplexity"),
-        "mode": stage.options.get("search", "exact"),
-        "steps": [{name: row[name] for name in names} for row in stage.scores.get("trace", [])],
-        "ranking": stage.scores.get("ranking"),
-    }
-
-
-def _evolution(stage: Stage) -> dict[str, Any]:
-    """Return what an evolution of widths had to choose from, and its choice."""
-    evolved = stage.scores["evolved"]
-    return {
-        "objective": stage.options.get("objective", "perplexity"),
-        "judged": evolved["judged"],
-        "chosen": {name: evolved[name] for name in ("loss", "params")},
-        "front": stage.scores["front"],
-    }
-
-
-def _worth(stage: Stage) -> dict[str, Any]:
-    """Return what every unit that might go was worth."""
-    objective = stage.options.get("objective", "perplexity")
-    return {"objective": objective, **stage.scores["valuation"], "units": stage.scores["values"]}
-
-
-def _training(stage: Stage) -> dict[str, Any]:
-    """Return how the training of a stage went."""
-    found = stage.scores["training"]
-    rows = [
-        {"step": int(step), "tokens": int(tokens), "loss": loss, "held_out": held_out}
-        for step, tokens, loss, held_out in found["curve"]
-    ]
-    kept = {name: found[name] for name in ("loss", "tokens", "best_step", "ended")}
-    return {"stage": stage.method, "options": dict(stage.options), "curve": rows} | kept
 
 
 def _kind(state: str, cut: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ from sned.report.blocks import (
 )
 from sned.report.task_blocks import Tasks, TaskStability
 from sned.report.training_blocks import Training
-from sned.report.worth_blocks import StandIn, Valued, Worth
+from sned.report.worth_blocks import Merged, StandIn, Valued, Worth
 
 __all__ = [
     "SCHEMA",
@@ -65,6 +65,7 @@ __all__ = [
     "LayerState",
     "Loss",
     "MatrixZeros",
+    "Merged",
     "Model",
     "Pair",
     "Params",
@@ -128,6 +129,7 @@ class Report(Block):
     evolution: Evolution | None = None
     worth: Worth | None = None
     stand_ins: list[StandIn] | None = None
+    merges: list[Merged] | None = None
     repair: list[Repair] | None = None
     training: list[Training] | None = Field(None, description="one for each stage of the plan that trained, in order")
     sparsity: Sparsity | None = None

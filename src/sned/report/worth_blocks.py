@@ -1,4 +1,4 @@
-"""The part of ``report.json`` on what units are worth, and what stands where some of them went. Imports `blocks`."""
+"""The part of ``report.json`` on what units are worth, and on what took over from those that went. Imports `blocks`."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ class StandIn(Block):
     kind: Literal["shift", "scale", "lowrank"]
     tokens: Count = Field(description="tokens it was estimated from")
     left: Positive = Field(description="size of the error it leaves, as a share of that which plain removal leaves")
+
+
+class Merged(Block):
+    """Layers whose weights went into the layer before them."""
+
+    into: Count
+    layers: str = Field(description="a span of base layers, such as 7-9")
+    similarity: float = Field(description="mean cosine of the final states to those of the base, after this merge")
+    tried: Count = Field(description="merges that were measured to find this one")
