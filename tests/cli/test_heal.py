@@ -11,6 +11,7 @@ from kit.compare import assert_same_logits, logits
 from kit.tiny import save_model_folder
 
 import sned as package
+from sned.cli.main import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,16 +23,21 @@ TEXT = ["--calib", "random", "--calib-tokens", "512", "--seq-len", "16", "--eval
 FAST = [*TEXT, "--batch", "4", "--epochs", "2", "--quiet"]
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return save_model_folder(tmp_path / "model", "llama")
+def prune(model: Path, out: Path) -> Path:
+    arguments = ["prune", str(model), "-m", "uidl", "--layers", "2", *TEXT, "-o", str(out), "--quiet"]
+    assert main(arguments) == 0
+    return out
 
 
-@pytest.fixture
-def pruned(sned: Callable[..., Outcome], model: Path, tmp_path: Path) -> Path:
-    done = sned("prune", model, "-m", "uidl", "--layers", 2, *TEXT, "-o", tmp_path / "pruned", "--quiet")
-    assert done.code == 0, done.err
-    return tmp_path / "pruned"
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model_folder(tmp_path_factory.mktemp("dense") / "model", "llama")
+
+
+@pytest.fixture(scope="module")
+def pruned(model: Path) -> Path:
+    """Pruned once, for no test changes it."""
+    return prune(model, model.with_name("pruned"))
 
 
 def test_a_pruned_model_learns_from_the_one_it_came_from(
@@ -112,9 +118,9 @@ def test_too_little_memory_is_said_before_training(
     assert not (tmp_path / "healed").exists()
 
 
-def test_only_what_sned_pruned_is_healed(
-    sned: Callable[..., Outcome], model: Path, pruned: Path, tmp_path: Path
-) -> None:
+def test_only_what_sned_pruned_is_healed(sned: Callable[..., Outcome], tmp_path: Path) -> None:
+    model = save_model_folder(tmp_path / "model", "llama")
+    pruned = prune(model, tmp_path / "pruned")
     done = sned("heal", model, *FAST, "-o", tmp_path / "healed")
     assert done.code == 8
     assert "prune it first" in done.err

@@ -67,13 +67,13 @@ def test_a_plan_is_for_one_model(model: sned.Model, tmp_path: Path) -> None:
 def test_a_checkpoint_that_computes_something_else_is_not_kept(
     model: sned.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = saving._tensors
+    original = saving.tensors_of
 
     def wrong(view):
         for name, tensor in original(view):
             yield name, tensor * 1.5 if name.endswith("layers.1.mlp.down_proj.weight") else tensor
 
-    monkeypatch.setattr(saving, "_tensors", wrong)
+    monkeypatch.setattr(saving, "tensors_of", wrong)
     with pytest.raises(VerificationError, match="does not reproduce"):
         sned.save(model, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]

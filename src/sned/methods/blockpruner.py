@@ -14,7 +14,7 @@ from sned.runtime.greedy import BlockTypes, Criterion, block_proposals, goal_wat
 from sned.runtime.method import method
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
-from sned.runtime.search import Confidence, ObjectiveOption, Regret, Search, SearchMode
+from sned.runtime.search import Confidence, ObjectiveOption, Search, SearchMode
 
 
 @method(
@@ -33,7 +33,6 @@ def blockpruner(
     objective: ObjectiveOption = "perplexity",
     criterion: Criterion = "loss",
     confidence: Confidence = 0.999,
-    regret: Regret = 0.0,
     one_shot: Annotated[bool, "rank all blocks once and remove the lowest, for comparison"] = False,
     repair: RepairOption = None,
     stock: Annotated[bool, "remove only neighbours, so that ordinary layers are left"] = False,
@@ -50,7 +49,7 @@ def blockpruner(
     if one_shot:
         yield from _one_shot(ctx, types, reached)
     else:
-        searching = Search(ctx, search, objective, confidence, regret=regret)
+        searching = Search(ctx, search, objective, confidence)
         yield from greedily(ctx, searching, lambda: block_proposals(ctx.view, types, stock=stock), reached, criterion)
     if repair == "linear":
         yield from refit_linearly(ctx)

@@ -16,7 +16,7 @@ from sned.runtime.greedy import Criterion, Proposals, block_proposals, greedily,
 from sned.runtime.method import method
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
-from sned.runtime.search import Confidence, ObjectiveOption, Regret, Search, SearchMode
+from sned.runtime.search import Confidence, ObjectiveOption, Search, SearchMode
 from sned.runtime.widths import HEADS, MLP, Generations, Population, Widths, evolve_widths, group_sizes, is_present
 from sned.score.magnitude import units_by_magnitude
 
@@ -52,7 +52,6 @@ def multipruner(
     objective: ObjectiveOption = "perplexity",
     criterion: Criterion = "loss",
     confidence: Confidence = 0.95,
-    regret: Regret = 0.003,
     repair: RepairOption = None,
 ) -> Iterator[Op]:
     """Remove whole blocks, then MLP channels, then heads, each stage up to its share of the budget (algorithm 1).
@@ -76,7 +75,7 @@ def multipruner(
     present = [name for name in view.geometry.axes if is_present(view, name)]
     orders = units_by_magnitude(view, present) if reorder else {name: list(view.alive[name]) for name in present}
     narrow = Widths(view, orders, group_sizes(view, mlp_group, attn_group))
-    searching = Search(ctx, search, objective, confidence, regret=regret)
+    searching = Search(ctx, search, objective, confidence)
     target = goal.params or 0
     if widths == "nsga2":
         stops: tuple[float, ...] = (target / 2, target)

@@ -33,12 +33,6 @@ SearchMode = Annotated[
 ]
 ObjectiveOption = Annotated[ObjectiveName, "what is kept low: perplexity, or KL divergence from the dense model"]
 Confidence = Annotated[float, Field(gt=0.5, lt=1), "racing: certainty with which a candidate is dropped"]
-Regret = Annotated[
-    float,
-    Field(ge=0),
-    "racing: drop a candidate also when taking another one costs less than so many nats a token on average; what is "
-    "nearly as good now is taken later",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +64,10 @@ class Search:
         objective: ObjectiveName | Likeness = "perplexity",
         confidence: float = 0.999,
         windows: int | None = None,
-        regret: float = 0.0,
     ) -> None:
         """Search by an objective, on the calibration tokens or their first windows."""
         self._ctx, self._mode = ctx, mode
-        self._confidence, self._regret = confidence, regret
+        self._confidence = confidence
         self._tokens = ctx.calibration if windows is None else ctx.calibration.take(windows)
         sweep = Sweep(ctx.view, ctx.cost)
         judge = objective_of(objective, sweep, ctx.dense) if isinstance(objective, str) else objective
@@ -138,8 +131,7 @@ class Search:
         live = self._contenders(board, heat)
         while heat < windows and len(live) > 1:
             self._tell(board, min(live, key=board.score), len(live))
-            regret = self._regret / max(map(board.saving, live))
-            alive = still_racing(board.units(live), self._confidence, regret)
+            alive = still_racing(board.units(live), self._confidence, heat / windows)
             live = [k for k, stays in zip(live, alive.tolist(), strict=True) if stays]
             if len(live) > 1:
                 heat = min(windows, 2 * heat)

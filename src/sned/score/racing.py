@@ -8,8 +8,6 @@ import torch
 
 LAZY_SHARE = 0.5
 """Until falls are known, a candidate may cost this share of what it did: costs mostly grow as more is removed."""
-FEW_UNITS = 7
-"""Degrees of freedom below which a standard error is too rough to say what a mistake would cost."""
 FEW_FALLS = 20
 """Falls that have to be known before they say what others will do."""
 
@@ -42,42 +40,26 @@ def paired_margin(values: torch.Tensor, leader: torch.Tensor) -> tuple[torch.Ten
     return difference.mean(1), error
 
 
-def still_racing(values: torch.Tensor, confidence: float, regret: float = 0.0) -> torch.Tensor:
-    """Tell which candidates may still be the best, `[candidates]`.
+def still_racing(values: torch.Tensor, confidence: float, seen: float = 0.0) -> torch.Tensor:
+    """Tell which candidates may still be the best, `[candidates]`: those that no one-sided paired t-test rules out.
 
-    The leader is the one with the lowest mean. A candidate is out when a one-sided paired t-test says that its mean
-    difference to the leader exceeds zero; or when the leader may be taken in its place at little expected cost.
+    The leader is the one with the lowest mean; a candidate is ruled out when its mean difference to the leader exceeds
+    zero at this confidence.
 
     Args:
         values: Score of each candidate on each unit, `[candidates, units]`; lower is better.
-        confidence: Of ruling out one candidate by the test, such as 0.999.
-        regret: What taking the leader may cost on average, in units of the scores; 0 settles for nothing.
+        confidence: Of ruling out one candidate, such as 0.999.
+        seen: Share of the units, 0 to 1, on which the best of all is to be found. What is not seen yet is then all
+            that is uncertain (correction for finite populations); 0 where there are more units without end.
     """
     finite = torch.isfinite(values).all(1)
     means = torch.where(finite, values.mean(1), torch.inf)
     leader = int(means.argmin())
     mean, error = paired_margin(values, values[leader])
-    freedom = values.shape[1] - 1
-    slack = student_quantile(confidence, freedom) * error
+    slack = student_quantile(confidence, values.shape[1] - 1) * error * (1 - seen) ** 0.5
     alive = finite & ~(mean - slack > 0)
-    if regret and freedom >= FEW_UNITS:
-        alive &= expected_regret(mean, error) > regret
     alive[leader] = True
     return alive
-
-
-def expected_regret(mean: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """Return what taking the leader in the place of each candidate costs on average.
-
-    The true difference is taken to be normal around the measured one; the mean of its negative part, in closed form.
-
-    Args:
-        mean: By how much each candidate's mean exceeds the leader's, `[candidates]`.
-        error: Standard errors of that.
-    """
-    normal = torch.distributions.Normal(0.0, 1.0)
-    z = mean / error.clamp_min(torch.finfo(error.dtype).tiny)
-    return error * (normal.log_prob(z).exp() - z * (1 - normal.cdf(z)))
 
 
 def student_quantile(confidence: float, freedom: int) -> float:
