@@ -20,3 +20,23 @@ def sned(*arguments: str | Path, check: int = 0) -> subprocess.CompletedProcess[
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == check, done.stderr[-3000:]
     return done
+
+
+_BARE = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto", trust_remote_code="trust" in sys.argv).eval()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+ids = tokenizer("The capital of France is", return_tensors="pt")
+out = model.generate(**ids, max_new_tokens=8, do_sample=False)
+assert not any(name.split(".")[0] == "sned" for name in sys.modules)
+print(type(model).__name__, len(model.model.layers), out.shape[1] - ids["input_ids"].shape[1])
+"""
+
+
+def generates_without_sned(folder: Path, *, trusted: bool = False) -> list[str]:
+    """Return the class, the layers and the new tokens of a checkpoint that a fresh process loads and lets write."""
+    command = [sys.executable, "-P", "-c", _BARE, str(folder), *["trust"] * trusted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
