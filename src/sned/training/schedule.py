@@ -16,7 +16,6 @@ class Schedule:
         batch: Windows per optimiser step.
         epochs: Times that every window is seen.
         lr: Peak learning rate of AdamW.
-        min_lr: Learning rate at the end.
         warmup: Share of the steps in which the rate rises from zero.
         weight_decay: Of AdamW.
         clip: Largest norm of the gradient of all weights together.
@@ -27,7 +26,6 @@ class Schedule:
     batch: int = 8
     epochs: int = 1
     lr: float = 2e-4
-    min_lr: float = 0.0
     warmup: float = 0.03
     weight_decay: float = 1e-3
     clip: float = 1.0
@@ -39,12 +37,15 @@ class Schedule:
         return -(-n_windows * self.epochs // self.batch)
 
     def rate(self, step: int, n_steps: int) -> float:
-        """Return the learning rate of a step, counted from 0: a linear rise, then half a cosine down to the least."""
+        """Return the learning rate of a step, counted from 0: a linear rise, then half a cosine.
+
+        It would be zero after the last step, so that every step moves something.
+        """
         rising = round(self.warmup * n_steps)
         if step < rising:
             return self.lr * (step + 1) / (rising + 1)
-        progress = (step - rising) / max(1, n_steps - 1 - rising)
-        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        progress = (step - rising) / max(1, n_steps - rising)
+        return self.lr * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
     def evaluates(self, step: int, n_steps: int) -> bool:
         """Tell whether the held-out loss is measured after so many steps."""
