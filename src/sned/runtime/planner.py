@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from sned.errors import ConfigError
@@ -55,7 +54,6 @@ def make_plan(
     context = Context(view, view.fork(), tokens, seed, journal or Journal(), progress)
     if cost is not None:
         context.cost = cost
-    started = time.monotonic()
     for op in method.run(context, **amount, **parsed):
         op.apply(view, context.tensors)
         context.ops.append(op)
@@ -71,10 +69,7 @@ def make_plan(
         stages=(stage,),
         dense=dense,
         pruned=Size.of(count(view)),
-        provenance={
-            "calibration": None if tokens is None else {"source": tokens.source, "digest": tokens.digest},
-            "seconds": time.monotonic() - started,
-        },
+        provenance={"calibration": None if tokens is None else {"source": tokens.source, "digest": tokens.digest}},
         tensors=used_tensors(context.ops, context.tensors),
     )
 
