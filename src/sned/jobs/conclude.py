@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sned.checkpoint.folders import put_in_place
 from sned.jobs.recipe_file import write_recipe
 from sned.jobs.stages import FOUND, ITEMS
-from sned.report.card import front_matter, render_card
+from sned.report.card import base_metadata, render_card
 from sned.report.html import render
 from sned.report.schema import Report, dump
 from sned.report.schema import load as load_report
@@ -50,7 +50,7 @@ def conclude(models: Sequence[Path], others: Sequence[Path], request: RunRequest
         if (other / ITEMS).is_dir():
             shutil.copytree(other / ITEMS, folder / "sned" / ITEMS, dirs_exist_ok=True)
     card = folder / "README.md"
-    header = front_matter(card.read_text(encoding="utf-8"))
+    header = base_metadata(folder)
     written = render_card(report, header, name=out.name, base_model=header.get("base_model"), recipe=True)
     card.write_text(written, encoding="utf-8")
     recipe = request.recipe.model_copy(update={"out": str(request.out)})
