@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sned.canon import digest
-from sned.data.readers import json_rows, text_of
+from sned.data.readers import json_rows, no_column, text_of
 from sned.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,22 +58,15 @@ def read_labelled(path: str, text: str, label: str) -> Labelled:
     texts: list[str] = []
     labels: list[str] = []
     for place, row in json_rows(path):
-        _require_column(row, text, place, "--text")
-        _require_column(row, label, place, "--label")
+        for column, option in ((text, "--text"), (label, "--label")):
+            if column not in row:
+                raise no_column(place, column, row, f"name it: {option} COLUMN")
         found = text_of(row, text, place)
         if not found.strip():
             raise DataError(f"{place}: the text is blank.", hint="leave the row out")
         texts.append(found)
         labels.append(_label(row, label, place))
     return Labelled(tuple(texts), tuple(labels), path)
-
-
-def _require_column(row: dict[str, object], column: str, place: str, option: str) -> None:
-    if column not in row:
-        there = ", ".join(row)
-        raise DataError(
-            f"{place} has no column {column!r}; the columns are: {there}.", hint=f"name it: {option} COLUMN"
-        )
 
 
 def _label(row: dict[str, object], column: str, place: str) -> str:

@@ -168,7 +168,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if column not in names:
-                raise _no_column(str(path), column, names)
+                raise no_column(str(path), column, names)
             number = 0
             for batch in file.iter_batches(batch_size=1_024, columns=[column]):
                 for row in batch.to_pylist():
@@ -185,7 +185,7 @@ def text_of(row: Any, column: str, place: str) -> str:
         DataError: the row is not an object, lacks the column, or holds something else there.
     """
     if column not in _object(row, place):
-        raise _no_column(place, column, row)
+        raise no_column(place, column, row)
     value = row[column]
     if value is None:
         return ""
@@ -204,9 +204,12 @@ def _object(row: Any, place: str) -> dict[str, Any]:
     return row
 
 
-def _no_column(place: str, column: str, names: Iterable[Any]) -> DataError:
+def no_column(
+    place: str,
+    column: str,
+    names: Iterable[Any],
+    hint: str = "name one: file:PATH#COLUMN, or hf:REPO:CONFIG:SPLIT:COLUMN",
+) -> DataError:
+    """Return the error for a column that is not there; it names those that are."""
     there = ", ".join(map(str, names)) or "none"
-    return DataError(
-        f"{place} has no column {column!r}; the columns are: {there}.",
-        hint="name one: file:PATH#COLUMN, or hf:REPO:CONFIG:SPLIT:COLUMN",
-    )
+    return DataError(f"{place} has no column {column!r}; the columns are: {there}.", hint=hint)
