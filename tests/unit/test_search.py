@@ -189,7 +189,7 @@ class TestLaziness:
         """A model in which layer 3 does nothing, and all else something: no divergence is as little as none."""
         model = idle_layers(make_model("llama"), [3])
         ctx = context_of(View(model), said(model))
-        return ctx, search(ctx, "racing", objective="kl")
+        return ctx, search(ctx, "racing", objective="kl", confidence=0.95)
 
     def test_the_hopeless_are_not_measured_again(self) -> None:
         candidates, (ctx, searching) = blocks("llama"), self.race()
@@ -197,7 +197,8 @@ class TestLaziness:
         assert (first.key, first.measured) == ("attn.3", BLOCKS)
         del candidates["attn.3"]
         second = searching.best(candidates)
-        assert (second.key, second.measured) == ("mlp.3", 1)
+        assert second.key == "mlp.3"
+        assert second.measured <= BLOCKS / 3
         del candidates["mlp.3"]
         third = searching.best(candidates)
         assert third.key == search(ctx, "exhaustive", objective="kl").best(candidates).key

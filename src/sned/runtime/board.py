@@ -49,7 +49,8 @@ class Board:
         self._sums: dict[str, list[torch.Tensor]] = {k: [] for k in self._ops}
         self._counts = segment_tokens(self._tokens.length)
         self._state = digest([*ctx.state(self._tokens), objective])
-        self._marks = {k: digest(ctx.identify(ops)) for k, ops in self._ops.items()}
+        self.history = ctx.identify(ctx.ops)
+        self._marks = {k: digest(self.identity(k)) for k in self._ops}
         active = ctx.view.active
         first = {k: min((i for op in ops for i in op.touched), default=active[-1] + 1) for k, ops in self._ops.items()}
         self._depth = {k: sum(i >= first[k] for i in active) for k in self._ops}
@@ -123,11 +124,31 @@ class Board:
         """Return what a candidate saves; 1 where savings do not count."""
         return self._savings.get(key, 1.0)
 
-    def units(self, keys: Sequence[str]) -> torch.Tensor:
-        """Return the score on every segment that these candidates have met, `[candidates, segments]`."""
-        base = self._per_segment(BASE)
-        rows = [(self._per_segment(k) - base[: self.windows(k)]) / self.saving(k) for k in keys]
-        return torch.stack([row.flatten() for row in rows])
+    def costs(self, key: str) -> torch.Tensor:
+        """Return by how much the loss exceeds the base's on every segment that a candidate has met, `[segments]`."""
+        return (self._per_segment(key) - self._per_segment(BASE)[: self.windows(key)]).flatten()
+
+    def sums(self, key: str) -> list[torch.Tensor]:
+        """Return the losses of a candidate as measured so far."""
+        return list(self._sums[key])
+
+    def start(self, key: str, sums: list[torch.Tensor]) -> None:
+        """Take over what was measured under another name."""
+        self._sums[key] = list(sums)
+
+    def identity(self, key: str) -> list[Any]:
+        """Return what a candidate changes, as `history` says what was changed before."""
+        return self._ctx.identify(self._ops[key])
+
+    @property
+    def n_windows(self) -> int:
+        """How many windows there are to meet."""
+        return len(self._tokens)
+
+    @property
+    def n_units(self) -> int:
+        """How many segments all windows hold."""
+        return len(self._tokens) * len(self._counts)
 
     def _scored(self, key: str, increase: float) -> float:
         return increase / self.saving(key) if math.isfinite(increase) else math.inf

@@ -16,9 +16,9 @@ from pydantic import Field
 from sned.errors import NumericalError
 from sned.runtime.board import BASE, Board
 from sned.runtime.objective import ObjectiveName, objective_of
+from sned.runtime.race import Race
 from sned.runtime.sweep import BATCH_TOKENS, Sweep
 from sned.runtime.trials import Trials
-from sned.score.racing import least_now, still_racing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ class Choice:
     Attributes:
         key: The winner.
         loss: Its mean loss per token.
-        increase: That loss minus the loss without the change.
+        increase: By how much the change raises the loss: on the same tokens or, in a race, at best estimate on all.
         tokens: Predicted tokens that both were measured on.
         measured: Candidates measured at all in this step.
     """
@@ -67,16 +67,13 @@ class Search:
     ) -> None:
         """Search by an objective, on the calibration tokens or their first windows."""
         self._ctx, self._mode = ctx, mode
-        self._confidence = confidence
         self._tokens = ctx.calibration if windows is None else ctx.calibration.take(windows)
         sweep = Sweep(ctx.view, ctx.cost)
         judge = objective_of(objective, sweep, ctx.dense) if isinstance(objective, str) else objective
         self._trials = Trials(sweep, judge, ctx.tensors, ctx.progress.warn)
         self._objective: str = judge.name
         self._unit = " nats a token" if isinstance(objective, str) else ""
-        self._known: dict[str, tuple[float, int]] = {}
-        self._falls: list[float] = []
-        self._step = 0
+        self._race = Race(confidence, self._heat(len(self._tokens)), self._tell)
 
     def best(self, candidates: Mapping[str, Sequence[Op]], savings: Mapping[str, float] | None = None) -> Choice:
         """Return the candidate with the least loss or, with savings, the least increase in loss per thing saved.
@@ -86,18 +83,17 @@ class Search:
         Raises:
             NumericalError: no candidate has a finite loss.
         """
-        self._step += 1
-        windows = len(self._tokens)
         board = Board(self._ctx, self._trials, self._objective, self._tokens, candidates, savings)
         with self._ctx.progress.task("try candidates", board.work) as board.advance:
             match self._mode:
                 case "exhaustive":
                     board.measure_plainly()
                 case "exact":
-                    self._exact(board, windows)
+                    self._exact(board, len(self._tokens))
                 case "racing":
-                    self._race(board, windows)
-        return self._choice(board)
+                    return self._choice(board, *self._race.run(board))
+        winner = min(board.keys, key=board.score)
+        return self._choice(board, winner, board.increase(winner))
 
     def loss(self, ops: Sequence[Op]) -> float:
         """Return the mean loss per token with some ops tried; infinity where it is not finite, and the user is told."""
@@ -120,63 +116,21 @@ class Search:
         live = [k for k in keys if k != favourite]
         for stop in range(2 * heat, windows + heat, heat):
             live = [k for k in live if board.least_score(k) <= board.score(favourite)]
-            self._tell(board, favourite, len(live) + 1)
+            self._tell(favourite, board.increase(favourite), len(live) + 1)
             board.extend(live, min(stop, windows))
         finished = [k for k in keys if board.windows(k) == windows]
         board.keep_only(finished)
 
-    def _race(self, board: Board, windows: int) -> None:
-        """Measure in heats of doubling length, each with those that may still win."""
-        heat = self._heat(windows)
-        live = self._contenders(board, heat)
-        while heat < windows and len(live) > 1:
-            self._tell(board, min(live, key=board.score), len(live))
-            alive = still_racing(board.units(live), self._confidence, heat / windows)
-            live = [k for k, stays in zip(live, alive.tolist(), strict=True) if stays]
-            if len(live) > 1:
-                heat = min(windows, 2 * heat)
-                board.extend([BASE, *live], heat)
-        board.keep_only(live)
-
-    def _contenders(self, board: Board, heat: int) -> list[str]:
-        """Run the first heat with all that may win, judging from what candidates cost in earlier steps."""
-        hopes = {k: self._hope(k) / board.saving(k) for k in board.keys if k in self._known}
-        stale = min((self._known[k][0] / board.saving(k) for k in hopes), default=math.inf)
-        first = [k for k in board.keys if k not in hopes or hopes[k] <= stale]
-        board.extend([BASE, *first], heat)
-        leading = min(map(board.score, first))
-        late = [k for k in board.keys if k not in first and hopes[k] <= leading]
-        board.extend(late, heat)
-        entered = [k for k in board.keys if board.windows(k)]
-        self._remember({k: board.increase(k) for k in entered})
-        return entered
-
-    def _hope(self, key: str) -> float:
-        """Return the least that a candidate may cost now, from what it cost when last measured."""
-        cost, step = self._known[key]
-        return least_now(cost, self._step - step, self._falls, self._confidence)
-
-    def _remember(self, increases: dict[str, float]) -> None:
-        """Keep what candidates cost on the first heat, and how fast that fell since they were last measured."""
-        for key, increase in increases.items():
-            if not math.isfinite(increase):
-                continue
-            if key in self._known:
-                cost, step = self._known[key]
-                self._falls.append((cost - increase) / (self._step - step))
-            self._known[key] = increase, self._step
-
-    def _tell(self, board: Board, leader: str, n_live: int) -> None:
-        note = f"best so far: {leader}, +{board.increase(leader):.4f}{self._unit}, {n_live} in the running"
+    def _tell(self, leader: str, increase: float, n_live: int) -> None:
+        note = f"best so far: {leader}, {increase:+.4f}{self._unit}, {n_live} in the running"
         self._ctx.progress.note(note)
 
-    def _choice(self, board: Board) -> Choice:
-        winner = min(board.keys, key=board.score)
+    def _choice(self, board: Board, winner: str, increase: float) -> Choice:
         if not math.isfinite(board.loss(BASE)):
             raise NumericalError(f"the model itself gives no finite loss: {board.reason}", hint="try --dtype fp32")
         if not math.isfinite(board.score(winner)):
             raise NumericalError(f"no candidate gives a finite loss: {board.reason}", hint="try --dtype fp32")
-        return Choice(winner, board.loss(winner), board.increase(winner), board.tokens(winner), board.measured)
+        return Choice(winner, board.loss(winner), increase, board.tokens(winner), board.measured)
 
     def _heat(self, windows: int) -> int:
         """Return the windows of a first heat: those that run together through a layer."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LAZY_SHARE = 0.5
 """Until falls are known, a candidate may cost this share of what it did: costs mostly grow as more is removed."""
@@ -12,54 +17,111 @@ FEW_FALLS = 20
 """Falls that have to be known before they say what others will do."""
 
 
-def least_now(cost: float, age: int, falls: list[float], confidence: float) -> float:
-    """Return the least that a candidate may cost now, from what it cost some steps ago.
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is known of a candidate's score, lower being better, on the first units of a finite number of them.
+
+    Attributes:
+        values: Its score on each unit, measured or carried over from an earlier step, `[units]`.
+        measured: On how many of these units it was measured in this step.
+        error: Standard error of the mean of the values, as far as they are carried over.
+        fall: By how much lower the score may be than the values say, for want of any measurement in this step.
+    """
+
+    values: torch.Tensor
+    measured: int
+    error: float = 0.0
+    fall: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """The mean of the values."""
+        return float(self.values.mean())
+
+    def doubt(self, confidence: float, total: int) -> float:
+        """Return by how much the mean over all `total` units may be lower than that of the values."""
+        if self.measured >= total:
+            return 0.0
+        error = (_unseen(self.values, total) + self.error**2) ** 0.5
+        return _slack(confidence, self.measured or len(self.values), error) + self.fall
+
+
+def carry_over(known: torch.Tensor, now: torch.Tensor) -> Estimate:
+    """Return an estimate from scores on many units in an earlier step, and on the first of them now.
+
+    What changed between the steps on the units of now is taken to have changed on the others as well: a control
+    variate. Changes vary far less from unit to unit than scores do.
+
+    Args:
+        known: Scores of the earlier step, `[units]`.
+        now: Scores now, `[fewer units]`; with as many or more, they alone count.
+    """
+    n = len(now)
+    if n >= len(known):
+        return Estimate(now, n)
+    change = now - known[:n]
+    values = torch.cat([now, known[n:] + change.mean()])
+    return Estimate(values, n, _unseen(change, len(known)) ** 0.5)
+
+
+def still_racing(estimates: Sequence[Estimate], confidence: float, total: int) -> list[bool]:
+    """Tell which candidates may still be the best: those that no one-sided paired t-test rules out.
+
+    All are compared with the one that is sure to be lowest among those that were measured. One is ruled out when its
+    mean difference to that leader exceeds zero at this confidence. Only units that are not seen yet are uncertain
+    (correction for finite populations).
+
+    Args:
+        estimates: One of each candidate.
+        confidence: Of ruling out one candidate, such as 0.999.
+        total: Number of units on which the best of all is to be found.
+    """
+    finite = [e for e in estimates if torch.isfinite(e.values).all()]
+    if not finite:
+        return [i == 0 for i in range(len(estimates))]
+    leaders = [e for e in finite if e.measured] or finite
+    leader = min(leaders, key=lambda e: e.mean + e.doubt(confidence, total))
+    rivals = {id(e) for e in finite if e is leader or not _is_worse(e, leader, confidence, total)}
+    return [id(e) in rivals for e in estimates]
+
+
+def _is_worse(one: Estimate, leader: Estimate, confidence: float, total: int) -> bool:
+    n = min(len(one.values), len(leader.values))
+    difference = one.values[:n] - leader.values[:n]
+    margin = float(difference.mean())
+    if min(one.measured, leader.measured) >= total:
+        return margin > 0
+    error = (_unseen(difference, total) + one.error**2 + leader.error**2) ** 0.5
+    units = min([n, *(e.measured for e in (one, leader) if e.measured)])
+    return margin - _slack(confidence, units, error) - one.fall > 0
+
+
+def _unseen(values: torch.Tensor, total: int) -> float:
+    """Return the variance of the mean of some units as an estimate of the mean over `total` of them."""
+    n = len(values)
+    if n >= total:
+        return 0.0
+    return float(values.var()) / n * (1 - n / total) if n > 1 else float("inf")
+
+
+def _slack(confidence: float, units: int, error: float) -> float:
+    quantile = student_quantile(confidence, units - 1)
+    return quantile * error if quantile < float("inf") else quantile
+
+
+def most_fallen(cost: float, age: int, falls: Sequence[float], confidence: float) -> float:
+    """Return by how much less a candidate may cost now than it did some steps ago.
 
     Args:
         cost: Its increase in loss when it was measured.
         age: Steps since then.
-        falls: By how much measured candidates became cheaper per step, on the same tokens; negative for dearer.
+        falls: By how much measured candidates became cheaper per step; negative for dearer.
         confidence: Share of the falls that are to be no greater than what is allowed for.
     """
     if len(falls) < FEW_FALLS:
-        return cost - (1 - LAZY_SHARE) * abs(cost)
+        return (1 - LAZY_SHARE) * abs(cost)
     fall = float(torch.tensor(falls, dtype=torch.float64).quantile(confidence))
-    return cost - age * max(0.0, fall)
-
-
-def paired_margin(values: torch.Tensor, leader: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard error of `values - leader` over the units both were measured on.
-
-    Args:
-        values: Score of each candidate on each unit, `[candidates, units]`.
-        leader: Score of the leader on the same units, `[units]`.
-    """
-    difference = values - leader
-    n = difference.shape[1]
-    error = difference.std(1) / n**0.5 if n > 1 else torch.full_like(difference[:, 0], torch.inf)
-    return difference.mean(1), error
-
-
-def still_racing(values: torch.Tensor, confidence: float, seen: float = 0.0) -> torch.Tensor:
-    """Tell which candidates may still be the best, `[candidates]`: those that no one-sided paired t-test rules out.
-
-    The leader is the one with the lowest mean; a candidate is ruled out when its mean difference to the leader exceeds
-    zero at this confidence.
-
-    Args:
-        values: Score of each candidate on each unit, `[candidates, units]`; lower is better.
-        confidence: Of ruling out one candidate, such as 0.999.
-        seen: Share of the units, 0 to 1, on which the best of all is to be found. What is not seen yet is then all
-            that is uncertain (correction for finite populations); 0 where there are more units without end.
-    """
-    finite = torch.isfinite(values).all(1)
-    means = torch.where(finite, values.mean(1), torch.inf)
-    leader = int(means.argmin())
-    mean, error = paired_margin(values, values[leader])
-    slack = student_quantile(confidence, values.shape[1] - 1) * error * (1 - seen) ** 0.5
-    alive = finite & ~(mean - slack > 0)
-    alive[leader] = True
-    return alive
+    return age * max(0.0, fall)
 
 
 def student_quantile(confidence: float, freedom: int) -> float:
