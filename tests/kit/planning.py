@@ -12,7 +12,7 @@ from kit.tiny import DENSE_NAMES, FAMILY_NAMES, make_model, tokens
 from sned.models.view import View
 from sned.plans.budget import Budget
 from sned.progress import Progress
-from sned.runtime import context, search, sweep
+from sned.runtime import sweep
 from sned.runtime.journal import Journal
 from sned.runtime.method import Method, all_methods, find_method
 from sned.runtime.planner import make_plan
@@ -112,8 +112,7 @@ def budget_for(method: str | Method) -> Budget:
 
 def small_batches(monkeypatch: pytest.MonkeyPatch, tokens: int = 32) -> None:
     """Let a pass over the tokens of the contracts take three batches."""
-    for module in (sweep, search, context):
-        monkeypatch.setattr(module, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(sweep, "BATCH_TOKENS", tokens)
 
 
 def plan_on(view: View, method: str | Method, folder: Path | None = None, **given: Any) -> Plan:

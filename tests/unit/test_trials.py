@@ -121,6 +121,20 @@ def test_what_candidates_share_is_computed_once(name: str, make: Callable[[str],
     assert cost.forward_layer_tokens == least(candidates, view) * IDS.numel()
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mixtral"])
+def test_few_at_once_cost_no_more_and_come_soon(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first are known when the layers of no more than those under way were run, and no layer runs twice."""
+    monkeypatch.setattr(trials_module, "AT_ONCE", at_once)
+    view, candidates, spent = fresh(name), assorted(name), dict[int, int]()
+    trials, ids = trials_on(view, cost=(cost := Cost())), IDS[:2]
+    for c, _ in trials.measure(candidates, ids):
+        spent[c] = cost.forward_layer_tokens
+    assert cost.forward_layer_tokens == least(candidates, view) * ids.numel()
+    assert min(spent.values()) <= at_once * LAYERS * ids.numel()
+    assert len(set(spent.values())) >= len(set(candidates)) // (2 * at_once)
+
+
 def test_a_candidate_costs_the_layers_from_its_first_change_on() -> None:
     cost = Cost()
     measured(trials_on(fresh("llama"), cost=cost), [(), *blocks("llama").values()])

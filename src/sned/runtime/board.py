@@ -160,6 +160,10 @@ class Board:
         return float(torch.cat(self._sums[key])[:windows].sum())
 
     def _measure(self, keys: list[str], start: int, stop: int) -> None:
+        for first, last in self._trials.portions(start, stop, self._tokens.length):
+            self._measure_portion(keys, first, last)
+
+    def _measure_portion(self, keys: list[str], start: int, stop: int) -> None:
         journal = self._ctx.journal
         kept = {key: journal.lookup("loss", self._where(key, start, stop)) for key in keys}
         missing = [key for key, sums in kept.items() if sums is None]
@@ -170,9 +174,8 @@ class Board:
             ahead -= units
             self.advance(units)
 
-        for number, sums in self._trials.measure(
-            [self._ops[k] for k in missing], self._tokens.ids[start:stop], advance
-        ):
+        found = self._trials.measure([self._ops[k] for k in missing], self._tokens.ids[start:stop], advance)
+        for number, sums in found if missing else ():
             kept[missing[number]] = sums.tolist()
             journal.keep("loss", self._where(missing[number], start, stop), kept[missing[number]])
         for key, sums in kept.items():

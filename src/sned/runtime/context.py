@@ -20,7 +20,7 @@ from sned.runtime import journal as journals
 from sned.runtime.board import Board
 from sned.runtime.journal import Journal
 from sned.runtime.objective import ObjectiveName, objective_of
-from sned.runtime.sweep import BATCH_TOKENS, Cost, Site, Sweep
+from sned.runtime.sweep import Cost, Site, Sweep
 from sned.runtime.trials import Trials
 
 if TYPE_CHECKING:
@@ -117,9 +117,7 @@ class Context:
         trials = Trials(sweep, objective_of(objective, sweep, self.dense), self.tensors, self.progress.warn)
         board = Board(self, trials, objective, tokens, {str(i): c for i, c in enumerate(candidates)})
         with self.progress.task("try candidates", board.work) as board.advance:
-            heat = max(1, BATCH_TOKENS // tokens.length)
-            for stop in range(heat, len(tokens) + heat, heat):
-                board.extend(board.keys, min(stop, len(tokens)))
+            board.extend(board.keys, board.n_windows)
         return [board.loss(key) for key in board.keys]
 
     def put(self, label: str, tensor: torch.Tensor) -> str:

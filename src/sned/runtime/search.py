@@ -17,7 +17,7 @@ from sned.errors import NumericalError
 from sned.runtime.board import BASE, Board
 from sned.runtime.objective import ObjectiveName, objective_of
 from sned.runtime.race import Race
-from sned.runtime.sweep import BATCH_TOKENS, Sweep
+from sned.runtime.sweep import Sweep, windows_together
 from sned.runtime.trials import Trials
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Search:
         self._trials = Trials(sweep, judge, ctx.tensors, ctx.progress.warn)
         self._objective: str = judge.name
         self._unit = " nats a token" if isinstance(objective, str) else ""
-        self._race = Race(confidence, self._heat(len(self._tokens)), self._tell)
+        self._race = Race(confidence, windows_together(self._tokens.length), self._tell)
 
     def best(self, candidates: Mapping[str, Sequence[Op]], savings: Mapping[str, float] | None = None) -> Choice:
         """Return the candidate with the least loss or, with savings, the least increase in loss per thing saved.
@@ -98,16 +98,13 @@ class Search:
     def loss(self, ops: Sequence[Op]) -> float:
         """Return the mean loss per token with some ops tried; infinity where it is not finite, and the user is told."""
         board = Board(self._ctx, self._trials, self._objective, self._tokens, {"alone": ops})
-        windows = len(self._tokens)
         with self._ctx.progress.task("try a candidate", board.work) as board.advance:
-            heat = self._heat(windows)
-            for stop in range(heat, windows + heat, heat):
-                board.extend(board.keys, min(stop, windows))
+            board.extend(board.keys, board.n_windows)
         return board.loss("alone")
 
     def _exact(self, board: Board, windows: int) -> None:
         """Measure all candidates, giving up those whose loss so far exceeds the whole loss of one that is done."""
-        heat = self._heat(windows)
+        heat = min(windows, windows_together(self._tokens.length))
         keys = board.keys
         board.extend([BASE, *keys], heat)
         favourite = min(keys, key=board.score)
@@ -131,7 +128,3 @@ class Search:
         if not math.isfinite(board.score(winner)):
             raise NumericalError(f"no candidate gives a finite loss: {board.reason}", hint="try --dtype fp32")
         return Choice(winner, board.loss(winner), increase, board.tokens(winner), board.measured)
-
-    def _heat(self, windows: int) -> int:
-        """Return the windows of a first heat: those that run together through a layer."""
-        return min(windows, max(1, BATCH_TOKENS // self._tokens.length))

@@ -31,6 +31,11 @@ STREAM_CHUNK_TOKENS = 4096
 """Tokens for which a streamed layer is read once; bounds the activations held."""
 
 
+def windows_together(length: int) -> int:
+    """Return how many windows of `length` tokens run together through a layer."""
+    return max(1, BATCH_TOKENS // length)
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A place in the model where activations `[batch, tokens, hidden]` can be had.
@@ -71,7 +76,7 @@ class Sweep:
 
     def chunks(self, ids: torch.Tensor) -> Iterator[list[torch.Tensor]]:
         """Cut windows `[n, tokens]` into chunks of batches."""
-        windows = max(1, BATCH_TOKENS // ids.shape[1])
+        windows = windows_together(ids.shape[1])
         batches = list(ids.split(windows))
         size = max(1, STREAM_CHUNK_TOKENS // (windows * ids.shape[1])) if self.view.streamed else 1
         for start in range(0, len(batches), size):

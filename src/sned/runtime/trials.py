@@ -1,9 +1,11 @@
 """Measuring many candidates over the same tokens at once.
 
-All candidates travel through the layers together. Those that have not differed yet share one stream, so that the
-part before a candidate's first change is computed once for all; they fork where an op touches a layer, and each
-layer's weights are met once for all streams. Every stream runs in batches of its own, of the same shape as a plain
-run, so that sharing changes no bit of the result. May import `plan`, `models` and its neighbours.
+Candidates travel through the layers together. Those that have not differed yet share one stream, so that the part
+before a candidate's first change is computed once for all; they fork where an op touches a layer. When there are
+enough streams to fill the memory, or to be worth keeping, those go on to the end while the stream of all others waits
+where it is: nothing is computed twice for it, and a kill costs no more than the few that were under way. Every stream
+runs in batches of its own, of the same shape as a plain run, so that sharing changes no bit of the result. May import
+`plan`, `models` and its neighbours.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from sned.errors import NumericalError
+from sned.runtime.sweep import windows_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     from sned.runtime.sweep import Sweep
 
 HELD_BYTES = 2**28
-"""Memory for the streams of a chunk; with more candidates than that, they go through in groups."""
+"""Memory for the streams that are under way at a time."""
+AT_ONCE = 8
+"""Streams under way at a time where the layers stay in memory: what is finished is handed out, and kept, soon."""
 SEGMENT_TOKENS = 128
 """Losses are kept per segment of a window: enough values for an honest error, few enough to write down."""
 FAILED = float("inf")
@@ -58,19 +63,26 @@ class Trials:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield `(candidate, sums)`: its loss summed over each segment of each window, `[windows, segments]`, float64.
 
-        A candidate whose states are not finite yields infinities, and the reason is told.
+        Each comes as soon as it is known. A candidate whose states are not finite yields infinities, and the reason is
+        told.
 
         Args:
             candidates: Ops to try, each list on its own; an empty one is the view as it is.
             ids: Windows `[n, tokens]`.
             advance: Told layer after layer how many windows have met it, times the candidates on their own there.
         """
-        for group in self._groups(candidates, ids):
-            pieces: dict[int, list[torch.Tensor]] = {c: [] for c in group}
-            for chunk in self._chunks(ids, len(group)):
-                for c, sums in self._run(candidates, group, chunk, advance):
-                    pieces[c].append(sums)
-            yield from ((c, torch.cat(pieces[c])) for c in group)
+        pieces: list[list[torch.Tensor]] = [[] for _ in candidates]
+        at_once = self._at_once(ids)
+        for chunk in self._chunks(ids, min(len(candidates), at_once)):
+            for c, sums in self._run(candidates, chunk, at_once, advance):
+                pieces[c].append(sums)
+                if sum(map(len, pieces[c])) == len(ids):
+                    yield c, torch.cat(pieces[c])
+
+    def portions(self, start: int, stop: int, length: int) -> Iterator[tuple[int, int]]:
+        """Cut a range of windows into what is worth keeping on its own: batches, or all of it if layers are read."""
+        size = stop - start if self._view.streamed else windows_together(length)
+        yield from ((first, min(first + size, stop)) for first in range(start, stop, size))
 
     def plain(self, candidate: Sequence[Op], ids: torch.Tensor) -> torch.Tensor:
         """Measure one candidate the plain way: alone, from the first layer to the last."""
@@ -88,30 +100,37 @@ class Trials:
     def _run(
         self,
         candidates: Sequence[Sequence[Op]],
-        group: list[int],
         chunk: list[torch.Tensor],
+        at_once: int,
         advance: Callable[[int], None],
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Run a group of candidates over a chunk, yielding `(candidate, sums)`."""
-        sweep, whole = self._sweep, torch.cat(chunk)
+        """Run all candidates over a chunk, yielding `(candidate, sums)`."""
+        sweep, active, whole = self._sweep, self._view.active, torch.cat(chunk)
         chunk = [ids.to(self._view.device) for ids in chunk]
-        streams = [_Stream([sweep.enter(ids) for ids in chunk], group)]
-        for index in self._view.active:
-            with self._view.materialised(index):
+        waiting = [(0, [_Stream([sweep.enter(ids) for ids in chunk], list(range(len(candidates))))])]
+        while waiting:
+            first, streams = waiting.pop()
+            for place in range(first, len(active)):
+                aside: list[_Stream] = []
                 following: list[_Stream] = []
-                while streams:
-                    stream = streams.pop(0)  # so that its states are freed as soon as all have left it
-                    for ops, members in _forks(candidates, stream.members, index):
-                        try:
-                            following.append(_Stream(self._layer(index, ops, stream.batches), members))
-                        except NumericalError as error:
-                            yield from ((c, self._failed(whole, error)) for c in members)
-            streams = following
-            advance(len(whole) * sum(len(stream.members) == 1 for stream in streams))
-        # batch by batch, since an objective may hold what it compares a batch with
-        sums = [[self._sums(ids, stream.batches[b]) for stream in streams] for b, ids in enumerate(chunk)]
-        for stream, pieces in zip(streams, zip(*sums, strict=True), strict=True):
-            yield from ((c, torch.cat(pieces)) for c in stream.members)
+                with self._view.materialised(active[place]):
+                    while streams:
+                        stream = streams.pop(0)  # so that its states are freed as soon as all have left it
+                        room = at_once - len(streams) - len(following)
+                        forks, rest = _forks(candidates, stream.members, active[place], room)
+                        aside += [_Stream(stream.batches, rest)] if rest else []
+                        for ops, members in forks:
+                            try:
+                                following.append(_Stream(self._layer(active[place], ops, stream.batches), members))
+                            except NumericalError as error:
+                                yield from ((c, self._failed(whole, error)) for c in members)
+                waiting += [(place, aside)] if aside else []
+                streams = following
+                advance(len(whole) * sum(len(stream.members) == 1 for stream in streams))
+            # batch by batch, since an objective may hold what it compares a batch with
+            sums = [[self._sums(ids, stream.batches[b]) for stream in streams] for b, ids in enumerate(chunk)]
+            for stream, pieces in zip(streams, zip(*sums, strict=True), strict=True):
+                yield from ((c, torch.cat(pieces)) for c in stream.members)
 
     def _layer(self, index: int, ops: Sequence[Op], batches: list[torch.Tensor]) -> list[torch.Tensor]:
         with ExitStack() as stack:
@@ -138,13 +157,10 @@ class Trials:
         self.reason = reason
         self._warn(f"a candidate was dropped: {reason}")
 
-    def _groups(self, candidates: Sequence[Sequence[Op]], ids: torch.Tensor) -> list[list[int]]:
-        """Cut the candidates into groups whose streams fit in memory; those that differ late stay together."""
-        size = max(1, HELD_BYTES // self._batch_bytes(ids))
-        order = sorted(
-            range(len(candidates)), key=lambda c: min(_touched(candidates[c]), default=self._view.geometry.n_layers)
-        )
-        return [order[i : i + size] for i in range(0, len(order), size)]
+    def _at_once(self, ids: torch.Tensor) -> int:
+        """Return how many streams may be under way at a time."""
+        most = max(1, HELD_BYTES // self._batch_bytes(ids))
+        return most if self._view.streamed else min(most, AT_ONCE)
 
     def _chunks(self, ids: torch.Tensor, n_streams: int) -> Iterator[list[torch.Tensor]]:
         """Cut windows into chunks of batches whose streams fit in memory together."""
@@ -168,18 +184,19 @@ def segment_tokens(length: int) -> torch.Tensor:
     return torch.tensor([SEGMENT_TOKENS] * full + [rest] * bool(rest), dtype=torch.float64)
 
 
-def _touched(candidate: Sequence[Op]) -> set[int]:
-    return {layer for op in candidate for layer in op.touched}
-
-
 def _forks(
-    candidates: Sequence[Sequence[Op]], members: list[int], index: int
-) -> list[tuple[tuple[Op, ...], list[int]]]:
-    """Split the members of a stream by what they do to a layer."""
+    candidates: Sequence[Sequence[Op]], members: list[int], index: int, room: int
+) -> tuple[list[tuple[tuple[Op, ...], list[int]]], list[int]]:
+    """Split the members of a stream by what they do to a layer, and say who has to wait: those for whom is no room.
+
+    The largest parts wait, since many candidates in one stream take no more memory than one.
+    """
     split: dict[tuple[Op, ...], list[int]] = {}
     for c in members:
         split.setdefault(_here(candidates[c], index), []).append(c)
-    return list(split.items())
+    parts = sorted(split.items(), key=lambda part: len(part[1]))
+    room = max(1, room)
+    return parts[:room], sorted(c for _, waiting in parts[room:] for c in waiting)
 
 
 def _here(candidate: Sequence[Op], index: int) -> tuple[Op, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sned.runtime import journal as journals
-from sned.runtime.sweep import BATCH_TOKENS
+from sned.runtime.sweep import windows_together
 from sned.training.options import held_out_part
 
 if TYPE_CHECKING:
@@ -232,4 +232,4 @@ class _Run:
 
 def _batches(ids: torch.Tensor) -> list[torch.Tensor]:
     """Cut windows into what runs together through a layer."""
-    return list(ids.split(max(1, BATCH_TOKENS // ids.shape[1])))
+    return list(ids.split(windows_together(ids.shape[1])))

@@ -9,7 +9,7 @@ import torch
 
 from sned.errors import ConfigError
 from sned.models.forward import LayerRunner
-from sned.runtime.sweep import BATCH_TOKENS
+from sned.runtime.sweep import BATCH_TOKENS, windows_together
 
 if TYPE_CHECKING:
     from sned.models.view import View
@@ -59,7 +59,7 @@ def needs(view: View, names: Names, rank: int | None, length: int) -> Needs:
         rank: Of low-rank updates; None trains the parameters themselves.
         length: Tokens in a window.
     """
-    windows = max(1, BATCH_TOKENS // length)
+    windows = windows_together(length)
     first = min(names)
     kept = _kept_for_the_way_back(view, windows, length)
     layers = {i: kept + _of_numbers(view, i, names.get(i, []), rank) for i in view.layers if i >= first}
