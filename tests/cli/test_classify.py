@@ -138,5 +138,11 @@ def test_sets_that_do_not_go_together_are_named(sned: Callable[..., Outcome], mo
     assert "other, vowel" in done.err
     seen = sned("classify", model, "--data", data, "--held-out", data, "--seq-len", 3, "-o", tmp_path / "out")
     assert seen.code == 0, seen.err
-    assert "are training texts, too" in seen.err
+    assert "40 of 40 held-out texts are training texts, too" in seen.err
     assert "cut at 3 tokens" in seen.err
+    other = write(
+        tmp_path / "other.jsonl", [{"text": f"{row['text']}w", "label": row["label"]} for row in texts(20, -1)]
+    )
+    both = sned("classify", model, "--data", data, "--held-out", other, "--test", other, "-o", tmp_path / "second")
+    assert "20 of 20 test texts are held-out texts, too" in both.err
+    assert "are training texts" not in both.err

@@ -107,12 +107,14 @@ def _read(request: ClassifyRequest, session: Session) -> tuple[dict[str, Labelle
     data = {"train": train, "held_out": held_out}
     if request.test is not None:
         data["test"] = read(request.test)
-    seen = set(train.texts)
-    for name in list(data)[1:]:
+    names = list(data)
+    for place, name in enumerate(names[1:], 1):
         require_known(data[name], classes, train.source)
-        if shared := sum(text in seen for text in data[name].texts):
-            session.progress.warn(f"{shared} of {len(data[name])} {classifier.SETS[name]} are training texts, too")
-        seen.update(data[name].texts)
+        for earlier in names[:place]:
+            seen = set(data[earlier].texts)
+            if shared := sum(text in seen for text in data[name].texts):
+                said = f"{shared} of {len(data[name])} {classifier.SETS[name]} are {classifier.SETS[earlier]}, too"
+                session.progress.warn(said)
     return data, classes
 
 
