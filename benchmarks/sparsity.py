@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "wanda, owl": ("wanda", {"allocate": "owl"}),
     "wanda, alphapruning": ("wanda", {"allocate": "alphapruning"}),
     "wanda, neuroal": ("wanda", {"allocate": "neuroal"}),
-    "wanda, neuroal local": ("wanda", {"allocate": "neuroal:reference=local"}),
+    "wanda, neuroal global": ("wanda", {"allocate": "neuroal:reference=global"}),
     "wanda, neuroal both": ("wanda", {"allocate": "neuroal:step=both"}),
     "sparsegpt": ("sparsegpt", {}),
 }

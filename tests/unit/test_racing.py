@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sned.score.racing import Estimate, carry_over, most_fallen, still_racing, student_quantile
+from sned.score.racing import Estimate, Fall, carry_over, most_fallen, still_racing, student_quantile
 
 # Quantiles of Student's t from printed tables.
 TABLE = {
@@ -166,6 +166,8 @@ class TestCarriedOver:
 
 
 def test_until_falls_are_known_half_is_allowed_for_and_then_what_was_seen() -> None:
-    assert most_fallen(-0.4, 3, [0.1] * 19, 0.95) == pytest.approx(0.2)
-    assert most_fallen(0.4, 3, [0.01 * i for i in range(101)], 0.95) == pytest.approx(3 * 0.95)
-    assert most_fallen(0.4, 3, [-0.1] * 20, 0.95) == 0, "all became dearer"
+    assert most_fallen(-0.4, 3, [Fall(1, 0.1)] * 19, 0.95) == pytest.approx(0.2)
+    falls = [Fall(1, 0.01 * i) for i in range(101)]
+    assert most_fallen(5.0, 3, falls, 0.9) == pytest.approx(3 * 0.95), "no more than was seen"
+    assert most_fallen(0.1, 3, falls, 0.9) == pytest.approx(3 * 0.095), "no greater share than was seen"
+    assert most_fallen(0.4, 3, [Fall(1, -0.1)] * 20, 0.95) == 0, "all became dearer"

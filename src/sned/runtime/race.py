@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sned.runtime.board import BASE
-from sned.score.racing import Estimate, carry_over, most_fallen, still_racing
+from sned.score.racing import Estimate, Fall, carry_over, most_fallen, still_racing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class Race:
         """
         self._confidence, self._first, self._tell = confidence, heat, tell
         self._records: dict[str, _Record] = {}
-        self._falls: list[float] = []
+        self._falls: list[Fall] = []
         self._step = 0
         self._after: tuple[list[Any], list[torch.Tensor]] = [], []
 
@@ -122,6 +122,6 @@ class Race:
             if not math.isfinite(estimate.mean):
                 continue
             if record is not None:
-                self._falls.append((record.mean - estimate.mean) / (self._step - record.seen))
+                self._falls.append(Fall(record.mean, (record.mean - estimate.mean) / (self._step - record.seen)))
             kept = record.costs if record and len(record.costs) > len(costs) else costs
             self._records[key] = _Record(kept, estimate.mean, estimate.error, self._step)

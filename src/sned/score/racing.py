@@ -109,19 +109,30 @@ def _slack(confidence: float, units: int, error: float) -> float:
     return quantile * error if quantile < float("inf") else quantile
 
 
-def most_fallen(cost: float, age: int, falls: Sequence[float], confidence: float) -> float:
+@dataclass(frozen=True, slots=True)
+class Fall:
+    """By how much a candidate became cheaper per step, and what it cost before; negative if it became dearer."""
+
+    cost: float
+    per_step: float
+
+
+def most_fallen(cost: float, age: int, falls: Sequence[Fall], confidence: float) -> float:
     """Return by how much less a candidate may cost now than it did some steps ago.
+
+    Dear candidates fall by more, cheap ones by a greater share: the lesser of the two is allowed for.
 
     Args:
         cost: Its increase in loss when it was measured.
         age: Steps since then.
-        falls: By how much measured candidates became cheaper per step; negative for dearer.
+        falls: Of candidates that were measured again.
         confidence: Share of the falls that are to be no greater than what is allowed for.
     """
     if len(falls) < FEW_FALLS:
         return (1 - LAZY_SHARE) * abs(cost)
-    fall = float(torch.tensor(falls, dtype=torch.float64).quantile(confidence))
-    return age * max(0.0, fall)
+    rows = torch.tensor([[f.per_step, f.per_step / abs(f.cost) if f.cost else 0] for f in falls], dtype=torch.float64)
+    by_amount, by_share = rows.quantile((1 + confidence) / 2, dim=0).clamp(min=0).tolist()
+    return age * min(by_amount, by_share * abs(cost))
 
 
 def student_quantile(confidence: float, freedom: int) -> float:
