@@ -41,11 +41,15 @@ BUDGETS: dict[BudgetKind, Budget] = {
 """What they ask of a method, by the first kind of budget that it takes."""
 OF_WEIGHTS = [name for name in METHODS if "sparsity" in find_method(name).budgets]
 REFUSED = {
-    "multipruner": set(FAMILY_NAMES) - set(DENSE_NAMES),
+    **{name: set(FAMILY_NAMES) - set(DENSE_NAMES) for name in ("multipruner", "policygrad", "wandasp")},
     "laco": {"qwen3_moe"},  # whose layers are dense and experts in turn
 }
 """Families for which a method has nothing to offer, and says so; every other works everywhere."""
 PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFUSED.get(m, ())]
+
+
+SHORT: dict[str, dict[str, Any]] = {"policygrad": {"epochs": 1}}
+"""Options with which a method that learns is done soon, unless a test gives its own."""
 
 
 class Messages(Progress):
@@ -128,7 +132,7 @@ def plan_on(view: View, method: str | Method, folder: Path | None = None, **give
         journal=Journal(folder),
         progress=given.pop("progress", Progress()),
         cost=given.pop("cost", None),
-        options=given,
+        options=SHORT.get(find_method(method).name, {}) | given,
     )
 
 

@@ -84,6 +84,10 @@ class Tokens:
             )
         return tuple(replace(self, ids=self.ids[a:b]) for a, b in pairwise(accumulate(parts, initial=0)))
 
+    def pick(self, places: Sequence[int]) -> Tokens:
+        """Return some windows, in the order of their places."""
+        return replace(self, ids=self.ids[list(places)])
+
     def batches(self, size_in_windows: int) -> Iterator[Tensor]:
         """Yield the ids in order, int64 `[at most size_in_windows, length]`.
 

@@ -7,6 +7,7 @@ on. May import `models`, `data`, `plan`, `score` and its neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -106,17 +107,26 @@ class Context:
         *,
         windows: int | None = None,
         objective: ObjectiveName = "perplexity",
+        tokens: Tokens | None = None,
+        label: str = "try candidates",
     ) -> list[float]:
         """Return the mean loss per predicted token, in nats, with each candidate's ops tried.
 
         All candidates run together and share what they have in common (see `trials`). One whose forward pass is
         not finite scores infinity, and the user is told.
+
+        Args:
+            candidates: Ops to try, each list on its own.
+            windows: How many of the first calibration windows to try them on, if not all.
+            objective: What a loss is.
+            tokens: Other tokens to try them on.
+            label: For the progress bar; empty if whoever asks, step after step, shows one of his own.
         """
-        tokens = self.calibration if windows is None else self.calibration.take(windows)
+        tokens = tokens or (self.calibration if windows is None else self.calibration.take(windows))
         sweep = Sweep(self.view, self.cost)
         trials = Trials(sweep, objective_of(objective, sweep, self.dense), self.tensors, self.progress.warn)
         board = Board(self, trials, objective, tokens, {str(i): c for i, c in enumerate(candidates)})
-        with self.progress.task("try candidates", board.work) as board.advance:
+        with self.progress.task(label, board.work) if label else nullcontext(board.advance) as board.advance:
             board.extend(board.keys, board.n_windows)
         return [board.loss(key) for key in board.keys]
 

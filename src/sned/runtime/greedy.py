@@ -120,9 +120,7 @@ def goal_watch(ctx: Context, goal: Goal) -> Callable[[], bool]:
 
 def closest(ctx: Context) -> str:
     """Say what was reached, for whoever asked for more."""
-    return (
-        f"the closest reachable: {removed_ratio(ctx):.1%} of the parameters (--remove {_floored(removed_ratio(ctx))})"
-    )
+    return f"the closest reachable: {removed_ratio(ctx):.1%} of the parameters (--remove {floored(removed_ratio(ctx))})"
 
 
 def require_reachable(ctx: Context, goal: Goal, cuts: Proposals, *, at_once: int = 1) -> None:
@@ -150,11 +148,11 @@ def require_reachable(ctx: Context, goal: Goal, cuts: Proposals, *, at_once: int
         total = count(ctx.dense).params
         raise BudgetError(
             f"{goal.params / total:.1%} of the parameters cannot be removed by such cuts",
-            hint=f"the closest reachable is --remove {_floored(sum(may_go) / total)} of all parameters",
+            hint=f"the closest reachable is --remove {floored(sum(may_go) / total)} of all parameters",
         )
 
 
-def _floored(share: float) -> str:
+def floored(share: float) -> str:
     """Write a share so that what is written can be reached."""
     return f"{math.floor(share * 10_000) / 10_000:.4f}"
 

@@ -137,6 +137,30 @@ def cut_problem(activations: tuple[torch.Tensor, ...], *, standalone: bool) -> t
     return added, end - (start - added)
 
 
+class Received(Statistic[torch.Tensor]):
+    """The root mean square of what each input channel of a layer's output projection receives, `[channels]`, float64.
+
+    `heads` is of the attention, `channels` of the MLP.
+    """
+
+    def __init__(self, layer: int, kind: Literal["heads", "channels"], size: int) -> None:
+        self.site = Site(kind, layer)
+        sums = {"squares": torch.zeros(size, dtype=torch.float64), "tokens": torch.zeros((), dtype=torch.int64)}
+        super().__init__((self.site,), sums)
+
+    @property
+    def key(self) -> list[Any]:
+        return ["received", self.site.kind, self.site.layer]
+
+    def update(self, *activations: torch.Tensor) -> None:
+        flat = activations[0].flatten(0, 1).float()
+        self.sums["squares"] += flat.square().sum(0, dtype=torch.float64).cpu()
+        self.sums["tokens"] += len(flat)
+
+    def result(self) -> torch.Tensor:
+        return (self.sums["squares"] / self.sums["tokens"]).sqrt()
+
+
 class Influence(Statistic[dict[str, dict[Metric, float]]]):
     """How much one layer, its attention and its MLP turn the stream, and how much they add to it.
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
 from sned.errors import NumericalError
+from sned.models.folding import output_projection
 from sned.models.forward import LayerRunner
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from sned.models.view import View
 
 SUBLAYERS: tuple[Sublayer, ...] = ("attn", "mlp")
+Inside = Literal["heads", "attn", "channels", "mlp"]
+INSIDE: tuple[Inside, ...] = get_args(Inside)
+"""The kinds of sites within a layer, in the order in which a pass meets them."""
 BATCH_TOKENS = 1024
 """Tokens that run together through a layer."""
 STREAM_CHUNK_TOKENS = 4096
@@ -41,10 +45,11 @@ class Site:
     """A place in the model where activations `[batch, tokens, hidden]` can be had.
 
     `resid` is the residual stream entering a layer (one past the last layer: leaving it). `attn` and `mlp` are
-    what that sublayer adds to the stream, norms and multipliers included.
+    what that sublayer adds to the stream, norms and multipliers included. `heads` and `channels` are what their output
+    projections receive, `[batch, tokens, units]`.
     """
 
-    kind: Literal["resid", "attn", "mlp"]
+    kind: Literal["resid"] | Inside
     layer: int
 
 
@@ -112,12 +117,12 @@ class Sweep:
             stop_here = index == deepest and not any(s.kind != "resid" for s in uses if s.layer == index)
             if stop_here:
                 return
-            wanted: list[Sublayer] = [kind for kind in SUBLAYERS if Site(kind, index) in uses]
+            wanted: list[Inside] = [kind for kind in INSIDE if Site(kind, index) in uses]
             with self.view.materialised(index), contributions(self.view, index, wanted) as caught:
                 for batch in batches:
                     batch.hidden = self.step(index, batch.hidden)
                     for kind in wanted:
-                        value = caught.pop(kind).reshape(batch.hidden.shape)
+                        value = caught.pop(kind).reshape(*batch.hidden.shape[:2], -1)
                         yield from _offer(batch, Site(kind, index), value, uses, groups)
         for batch in batches:
             yield from _offer(batch, Site("resid", end), batch.hidden, uses, groups)
@@ -189,22 +194,30 @@ def _complete(group: Group, batch: _Batch, latest: Site) -> bool:
 
 
 def _order(site: Site) -> tuple[int, int]:
-    return site.layer, ("resid", "attn", "mlp").index(site.kind)
+    return site.layer, ("resid", *INSIDE).index(site.kind)
 
 
 @contextmanager
-def contributions(view: View, index: int, wanted: list[Sublayer]) -> Iterator[dict[str, torch.Tensor]]:
-    """Catch what the wanted sublayers of a layer add to the stream; copies, since some models add in place."""
+def contributions(view: View, index: int, wanted: Sequence[Inside]) -> Iterator[dict[str, torch.Tensor]]:
+    """Catch what the wanted sublayers of a layer add to the stream, or what their output projections receive.
+
+    What they add is copied, since some models add in place.
+    """
     caught: dict[str, torch.Tensor] = {}
 
-    def catch(kind: str, module: nn.Module) -> Any:
-        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+    def catch(kind: Inside) -> Any:
+        def added(_module: nn.Module, _args: Any, out: Any) -> None:
             caught[kind] = (out[0] if isinstance(out, tuple) else out) * view.multiplier
 
-        return module.register_forward_hook(hook)
+        def received(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            caught[kind] = args[0]
+
+        if kind in ("attn", "mlp"):
+            return view.contribution(index, kind).register_forward_hook(added)
+        projection = output_projection(view, "attn" if kind == "heads" else "mlp")
+        return view.layer(index).get_submodule(projection).register_forward_pre_hook(received)
 
     with ExitStack() as stack:
         for kind in wanted:
-            module = view.contribution(index, kind)
-            stack.callback(catch(kind, module).remove)
+            stack.callback(catch(kind).remove)
         yield caught

@@ -22,6 +22,20 @@ def wanda(weight: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
     return magnitude(weight) * norm.float()
 
 
+def unit_norms(weight: torch.Tensor, norm: torch.Tensor, n_units: int) -> torch.Tensor:
+    """Return what each unit of a reader's input channels is worth, `[units]` in float64 (Wanda-sp).
+
+    A channel has the mean over outputs of `|W| norm`; a unit of several channels, such as a head, has their mean.
+
+    Args:
+        weight: Of the reader, `[out, units * width]`.
+        norm: Of its input channels, `[units * width]`.
+        n_units: How many units the channels make.
+    """
+    channels = magnitude(weight).mean(0, dtype=torch.float64) * norm.double()
+    return channels.view(n_units, -1).mean(1).cpu()
+
+
 def multiflow(weight: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
     """Return the magnitude of each weight times what its output emits and what its input receives, `[out, in]`.
 

@@ -1,0 +1,68 @@
+"""Policy gradient: learn how likely each part should stay from the losses of random masks, without back-propagation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+
+from sned.plans.budget import Goal
+from sned.plans.ops import Op
+from sned.runtime.context import Context
+from sned.runtime.method import method
+from sned.runtime.parts import Kinds, MlpGroup, PartKind, cuts, find_parts, keep_highest, standardised
+from sned.runtime.policy import BaselineOption, Lesson, Masks, Rate, learn
+from sned.runtime.repair import RepairOption
+from sned.runtime.repair import repair as refit_linearly
+from sned.runtime.search import ObjectiveOption
+from sned.score.bernoulli import chances_of
+from sned.training.options import Batch, Epochs
+
+
+@method(
+    paper="arXiv:2406.10576",
+    prunes="width",
+    title="Bypass Back-propagation: Optimization-based Structural Pruning for LLMs via Policy Gradient",
+    budgets=("remove",),
+)
+def policygrad(
+    ctx: Context,
+    *,
+    goal: Goal,
+    units: Annotated[PartKind, "what stays or goes: channels and KV groups, attentions and MLPs, or layers"] = "widths",
+    kinds: Kinds = "both",
+    mlp_group: MlpGroup = None,
+    epochs: Epochs = 6,
+    masks: Masks = 4,
+    batch: Batch = 1,
+    rate: Rate = 0.1,
+    baseline: BaselineOption = "others",
+    start: Annotated[Literal["wanda", "even"], "first chances: by Wanda-sp within each axis, or all alike"] = "wanda",
+    objective: ObjectiveOption = "perplexity",
+    repair: RepairOption = None,
+) -> Iterator[Op]:
+    """Learn from the losses of random masks how likely each part should be kept, and keep the likeliest (eq. 5 to 8).
+
+    Only forward passes are made. After each step the chances are projected onto the budget: the expected parameters
+    of all parts together.
+
+    Departures: a loss counts against those of the step's other masks, which leaves the gradient unbiased;
+    `baseline=moving` is the released one, which contains the losses it is compared with. Chances stay within 1% of
+    certainty, for what is never drawn could not come back. Channels stay or go in groups of like Wanda-sp score, so
+    that a few hundred steps tell them apart where the paper takes 15,000; `mlp_group=1` makes them single. One budget
+    of parameters takes the place of equal rates for heads and channels, every axis keeps something, and ties go to the
+    first. Layers and blocks, which the paper claims and its code lacks, work alike.
+    """
+    params, parts = goal.params or 0, find_parts(ctx, units, kinds, mlp_group)
+    sizes = torch.tensor([part.params for part in parts], dtype=torch.float64)
+    keep_highest(ctx, parts, sizes, params)  # if the budget cannot be met, say so before anything is tried
+    most = float((sizes.sum() - params) / sizes.mean())
+    sizes /= sizes.mean()
+    merits = standardised(parts) if start == "wanda" else torch.zeros_like(sizes)
+    lesson = Lesson(epochs, masks, batch, rate, baseline, objective)
+    chances = learn(ctx, parts, chances_of(merits, sizes, most), sizes, most, lesson)
+    ctx.scores["chances"] = {part.name: chance for part, chance in zip(parts, chances.tolist(), strict=True)}
+    yield from cuts(parts, keep_highest(ctx, parts, chances, params))
+    if repair == "linear":
+        yield from refit_linearly(ctx)

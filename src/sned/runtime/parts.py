@@ -1,0 +1,204 @@
+"""What a structure is chosen among: groups of channels, KV groups, blocks or layers, each of them kept or not.
+
+May import `score` and its neighbours in `runtime`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from sned.errors import BudgetError, UnsupportedModelError
+from sned.models.count import branch_counts, count, units_counts
+from sned.models.matrices import matrices
+from sned.plans.ops import DropLayers, DropSublayer, Keep, Op
+from sned.runtime.greedy import floored, present_blocks
+from sned.runtime.statistics import Received
+from sned.runtime.widths import EVEN, HEADS, MLP, is_present
+from sned.score.importance import unit_norms
+from sned.score.magnitude import largest_first
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sned.models.geometry import Axis
+    from sned.models.view import View
+    from sned.runtime.context import Context
+
+PartKind = Literal["widths", "blocks", "layers"]
+MlpGroup = Annotated[int | None, Field(ge=1), "channels that stay or go together, ranked alike; default: 64, or fewer"]
+Kinds = Annotated[Literal["both", "mlp", "heads"], "what is cut: MLP channels, KV groups, or both"]
+_FEW = 16
+"""An MLP has at least so many groups, if its channels allow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that can be kept or not: units of an axis, or what one op removes.
+
+    Attributes:
+        name: How scores name it, such as ``mlp.3:0``, ``attn.3`` or ``layer.3``.
+        params: How many parameters go with it.
+        axis: The axis of its units; empty for a part that an op removes.
+        units: Base numbers of the units.
+        op: What removes it, if it is no units.
+        worth: Of one unit on average, against others of its axis; higher is better.
+    """
+
+    name: str
+    params: int
+    axis: str = ""
+    units: tuple[int, ...] = ()
+    op: Op | None = None
+    worth: float = 0.0
+
+
+def find_parts(ctx: Context, kind: PartKind, cut: str = "both", mlp_group: int | None = None) -> list[Part]:
+    """Return all parts of a kind, in the order of layers.
+
+    Units of an axis are ranked by what their readers receive of them, and go together with those of like rank.
+
+    Raises:
+        UnsupportedModelError: channels are to be cut, and the MLPs are mixtures of experts.
+        BudgetError: nothing of that kind may go.
+    """
+    view = ctx.view
+    if kind == "layers":
+        sizes = {i: sum(p.numel() for p in view.layer(i).parameters()) for i in view.layers}
+        parts = [Part(f"layer.{i}", n, op=DropLayers(layers=(i,))) for i, n in sizes.items()]
+    elif kind == "blocks":
+        parts = [
+            Part(f"{which}.{i}", branch_counts(view, i, which).params, op=DropSublayer(layer=i, which=which))
+            for which, i in present_blocks(view)
+        ]
+    else:
+        parts = list(_width_parts(ctx, cut, mlp_group))
+    if len(parts) < 2:
+        raise BudgetError(f"there are no {kind} to choose among")
+    return parts
+
+
+def unit_worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
+    """Return what the present units of each axis are worth, `[units]`, on what the dense layers receive (Wanda-sp).
+
+    Raises:
+        NumericalError: an activation is not finite.
+    """
+    view, worths = ctx.view, dict[str, torch.Tensor]()
+    sizes = [len(view.alive[axis.name]) for axis in axes]
+    received = [
+        Received(axis.layer, "channels" if axis.kind == MLP else "heads", n * axis.tap_block)
+        for axis, n in zip(axes, sizes, strict=True)
+    ]
+    for axis, n, norm in zip(axes, sizes, ctx.collect(*received), strict=True):
+        with view.materialised(axis.layer) as block:
+            reader = next(m for m in matrices(view, axis.layer) if m.module == axis.tap)
+            worths[axis.name] = unit_norms(reader.of(block), norm, n)
+    return worths
+
+
+def cuts(parts: Sequence[Part], kept: torch.Tensor) -> list[Op]:
+    """Return the ops that leave of all parts those that are kept, `[parts]`."""
+    units: dict[str, list[int]] = {}
+    trimmed, ops = set[str](), list[Op]()
+    for part, stays in zip(parts, kept.tolist(), strict=True):
+        if part.op is not None:
+            ops += [] if stays else [part.op]
+        elif stays:
+            units.setdefault(part.axis, []).extend(part.units)
+        else:
+            trimmed.add(part.axis)
+    return ops + [Keep(axis=name, units=tuple(own)) for name, own in units.items() if name in trimmed]
+
+
+def require_floors(parts: Sequence[Part], masks: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    """Return masks `[masks, parts]` in which every axis keeps something: where nothing is, what ranks highest."""
+    masks = masks.clone()
+    for places in _axes(parts):
+        masks[~masks[:, places].any(1), places[int(ranks[places].argmax())]] = True
+    return masks
+
+
+def keep_highest(ctx: Context, parts: Sequence[Part], ranks: torch.Tensor, goal: int) -> torch.Tensor:
+    """Return which parts stay, `[parts]`: those that rank lowest go, until `goal` parameters are gone.
+
+    Ties go to the first; the last part of an axis stays, and so does the last block or layer.
+
+    Raises:
+        BudgetError: all that may go is not enough.
+    """
+    kept, gone = torch.ones(len(parts), dtype=torch.bool), 0
+    left = Counter(part.axis for part in parts)
+    for i in ranks.argsort(stable=True).tolist():
+        if gone >= goal:
+            break
+        if left[parts[i].axis] > 1:
+            left[parts[i].axis] -= 1
+            kept[i] = False
+            gone += parts[i].params
+    if gone < goal:
+        total = count(ctx.dense).params
+        raise BudgetError(
+            f"{goal / total:.1%} of the parameters cannot be removed by such cuts",
+            hint=f"the closest reachable is --remove {floored(gone / total)} of all parameters",
+        )
+    return kept
+
+
+def standardised(parts: Sequence[Part]) -> torch.Tensor:
+    """Return the worth of each part in standard deviations from the mean of its axis, `[parts]`, float64."""
+    worths = torch.tensor([part.worth for part in parts], dtype=torch.float64)
+    for places in _axes(parts):
+        own = worths[places]
+        worths[places] = (own - own.mean()) / own.std(correction=0).clamp_min(1e-12)
+    return worths
+
+
+def percentiles(parts: Sequence[Part]) -> torch.Tensor:
+    """Return the share of its axis that ranks below the middle of each part, `[parts]`: by it, all lose as much."""
+    worths = torch.tensor([part.worth for part in parts], dtype=torch.float64)
+    for places in _axes(parts):
+        order = torch.tensor(places)[worths[places].argsort(stable=True)]
+        worths[order] = (torch.arange(len(places), dtype=torch.float64) + 0.5) / len(places)
+    return worths
+
+
+def _axes(parts: Sequence[Part]) -> list[list[int]]:
+    """Return the places of the parts of each axis; those that ops remove are one, too."""
+    found: dict[str, list[int]] = {}
+    for i, part in enumerate(parts):
+        found.setdefault(part.axis, []).append(i)
+    return list(found.values())
+
+
+def _width_parts(ctx: Context, cut: str, mlp_group: int | None) -> Iterator[Part]:
+    view = ctx.view
+    if view.family.experts and cut != "heads":
+        raise UnsupportedModelError(
+            "the MLPs of this model are mixtures of experts, whose channels sned does not cut.", hint="use blockpruner"
+        )
+    kinds = {"both": (HEADS, MLP), "mlp": (MLP,), "heads": (HEADS,)}[cut]
+    axes = [a for a in view.geometry.axes.values() if a.kind in kinds and is_present(view, a.name)]
+    if any(axis.kind in view.family.inexact for axis in axes):
+        ctx.progress.warn("a norm spans all heads here: the losses of head candidates are those before it adapts")
+    worths = unit_worths(ctx, axes)
+    for axis in axes:
+        yield from _parts_of(view, axis, worths[axis.name], mlp_group)
+
+
+def _parts_of(view: View, axis: Axis, worths: torch.Tensor, mlp_group: int | None) -> Iterator[Part]:
+    alive = view.alive[axis.name]
+    size = 1
+    if axis.kind == MLP:
+        size = mlp_group or min(EVEN, max(1, len(alive) // _FEW))
+    order = largest_first(worths)
+    which = axis.kind.partition(".")[0]
+    for number, start in enumerate(range(0, len(alive), size)):
+        places = order[start : start + size]
+        params = units_counts(view, axis, len(places)).params
+        units = tuple(sorted(alive[i] for i in places))
+        yield Part(f"{which}.{axis.layer}:{number}", params, axis.name, units, worth=float(worths[places].mean()))

@@ -1,0 +1,145 @@
+"""wandasp and policygrad: what does nothing goes, and the budget is met to within one part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from kit.compare import assert_same_logits, logits
+from kit.planning import calibration, plan_on
+from kit.planted import dead_units, idle_layers, spoken_by
+from kit.searching import context_of, fresh
+from kit.tiny import DENSE_NAMES, LAYERS, make_model
+
+from sned.errors import BudgetError
+from sned.models.count import count
+from sned.models.view import View
+from sned.plans.ops import DropLayers, DropSublayer, Keep
+from sned.runtime.parts import find_parts, keep_highest, percentiles, unit_worths
+
+if TYPE_CHECKING:
+    from sned.plans.plan import Plan
+
+AXIS = "layers.3.mlp.hidden"
+DEAD = [1, 4, 5, 9, 12, 14]
+
+
+def kept(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {op.axis: op.units for op in plan.ops if isinstance(op, Keep)}
+
+
+def removed(plan: Plan) -> int:
+    return plan.dense.params - plan.pruned.params
+
+
+@pytest.mark.parametrize("across", ["uniform", "global"])
+@pytest.mark.parametrize("name", DENSE_NAMES)
+def test_dead_channels_go_first(name: str, across: str) -> None:
+    """Where they are no more than what is asked for; nothing else of that axis goes before them."""
+    plan = plan_on(View(dead_units(make_model(name), AXIS, DEAD)), "wandasp", kinds="mlp", across=across)
+    gone = set(range(View(make_model(name)).axis(AXIS).size)) - set(kept(plan).get(AXIS, ()))
+    assert gone <= set(DEAD) or gone >= set(DEAD)
+    assert gone
+
+
+@pytest.mark.parametrize("name", ["llama", "falcon", "phi3", "gpt2", "opt"])
+def test_worth_is_what_the_readers_receive(name: str) -> None:
+    """By its definition, weight by weight, from what the model's own forward pass feeds the reader."""
+    view = fresh(name)
+    axes = [axis for axis in view.geometry.axes.values() if axis.layer in (0, 2)]
+    found = unit_worths(context_of(fresh(name)), axes)
+    for axis in axes:
+        inputs: list[torch.Tensor] = []
+        reader: Any = view.layer(axis.layer).get_submodule(axis.tap)
+        handle = reader.register_forward_pre_hook(lambda _m, args, into=inputs: into.append(args[0].flatten(0, -2)))
+        logits(view.model, calibration().ids)
+        handle.remove()
+        norm = torch.cat(inputs).double().square().mean(0).sqrt()
+        weight = reader.weight.double().T if type(reader).__name__ == "Conv1D" else reader.weight.double()
+        channels = (weight.abs() * norm).mean(0)
+        wanted = [float(channels[u * axis.tap_block : (u + 1) * axis.tap_block].mean()) for u in range(axis.size)]
+        assert found[axis.name].tolist() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_uniform_takes_the_same_share_of_every_axis() -> None:
+    plan = plan_on(fresh("llama"), "wandasp", kinds="mlp", remove=0.2)
+    widths = [len(units) for units in kept(plan).values()]
+    assert len(widths) == LAYERS
+    assert max(widths) - min(widths) <= 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("method", ["wandasp", "policygrad"])
+@pytest.mark.parametrize("remove", [0.05, 0.2])
+def test_no_part_too_many_goes(method: str, name: str, remove: float) -> None:
+    given = {"epochs": 1} if method == "policygrad" else {}
+    plan = plan_on(View(make_model(name)), method, remove=remove, **given)
+    largest = max(part.params for part in find_parts(context_of(fresh(name)), "widths"))
+    target = remove * plan.dense.params
+    assert target <= removed(plan) < target + largest
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi", "mixtral"])
+def test_a_policy_learns_which_layers_do_nothing(name: str) -> None:
+    """Even chances to begin with; two of five layers are idle, and the text is the model's own."""
+    model = idle_layers(make_model(name), [1, 3])
+    dense, view = logits(model), View(model)
+    one = sum(p.numel() for p in view.layer(1).parameters()) / count(view).params
+    plan = plan_on(view, "policygrad", tokens=spoken_by(model), remove=1.9 * one, units="layers", epochs=8, rate=0.5)
+    assert {i for op in plan.ops if isinstance(op, DropLayers) for i in op.layers} == {1, 3}
+    assert_same_logits(logits(view.model), dense)
+    chances = plan.stages[0].scores["chances"]
+    assert max(chances["layer.1"], chances["layer.3"]) < min(chances[f"layer.{i}"] for i in (0, 2, 4))
+
+
+@pytest.mark.parametrize("baseline", ["others", "moving"])
+def test_a_policy_learns_which_blocks_do_nothing(baseline: str) -> None:
+    model = idle_layers(make_model("llama"), [1, 3])
+    view = View(model)
+    given = {"units": "blocks", "epochs": 5, "rate": 1.0, "start": "even", "baseline": baseline, "objective": "kl"}
+    plan = plan_on(view, "policygrad", tokens=spoken_by(model), remove=0.12, **given)
+    gone = {(op.which, op.layer) for op in plan.ops if isinstance(op, DropSublayer)}
+    assert gone
+    assert {layer for _, layer in gone} <= {1, 3}
+
+
+def test_a_policy_finds_channels_that_its_first_chances_favour() -> None:
+    """Channels that are loud but matter to nobody: their readers cancel each other out in the stream."""
+    model = make_model("llama")
+    layer: Any = View(model).layer(2)
+    for unit in range(8):  # each as loud as can be, and undone by its twin
+        twin = unit + 8
+        for param in (p for name in ("gate_proj", "up_proj") for p in getattr(layer.mlp, name).parameters()):
+            param.data[unit] *= 3
+            param.data[twin] = param.data[unit]
+        down = layer.mlp.down_proj.weight.data
+        down[:, unit] *= 3
+        down[:, twin] = -down[:, unit]
+    worths = unit_worths(context_of(View(model)), [View(model).axis("layers.2.mlp.hidden")])["layers.2.mlp.hidden"]
+    assert worths[:16].min() > worths[16:].max(), "Wanda-sp is misled"
+    view = View(model)
+    plan = plan_on(
+        view,
+        "policygrad",
+        tokens=spoken_by(model),
+        remove=0.1,
+        kinds="mlp",
+        mlp_group=16,
+        epochs=8,
+        rate=1.0,
+        objective="kl",
+    )
+    assert not set(range(16)) & set(kept(plan)["layers.2.mlp.hidden"])
+
+
+def test_every_axis_keeps_something() -> None:
+    ctx = context_of(fresh("llama"))
+    parts = find_parts(ctx, "widths", "both", 16)
+    all_that_may = sum(p.params for p in parts) - sum(
+        min(p.params for p in parts if p.axis == axis) for axis in {p.axis for p in parts}
+    )
+    stay = keep_highest(ctx, parts, percentiles(parts), all_that_may)
+    assert {p.axis for p, s in zip(parts, stay.tolist(), strict=True) if s} == {p.axis for p in parts}
+    with pytest.raises(BudgetError, match="closest reachable"):
+        keep_highest(ctx, parts, percentiles(parts), sum(p.params for p in parts))
