@@ -94,8 +94,11 @@ def to_remove(view: View, budget: Budget) -> dict[str, Any]:
 def sweeps(options: Mapping[str, Any]) -> int:
     """Return about how many times a method that does not search runs the model over its calibration text.
 
-    Layers whose weights are set to zero are run before and after; an allocator looks at the dense model first.
+    Layers whose weights are set to zero are run before and after; an allocator looks at the dense model first. Who
+    learns from random masks tries some on each window, again and again.
     """
+    if "masks" in options:
+        return 1 + options["epochs"] * options["masks"]
     if "allocate" not in options:
         return 1
     return 2 + read_allocator(options["allocate"])[0].needs_tokens
