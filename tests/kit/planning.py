@@ -41,10 +41,12 @@ BUDGETS: dict[BudgetKind, Budget] = {
 """What they ask of a method, by the first kind of budget that it takes."""
 OF_WEIGHTS = [name for name in METHODS if "sparsity" in find_method(name).budgets]
 REFUSED = {
-    **{name: set(FAMILY_NAMES) - set(DENSE_NAMES) for name in ("multipruner", "policygrad", "wandasp")},
+    **{name: set(FAMILY_NAMES) - set(DENSE_NAMES) for name in ("multipruner", "policygrad", "taylor", "wandasp")},
     "laco": {"qwen3_moe"},  # whose layers are dense and experts in turn
 }
 """Families for which a method has nothing to offer, and says so; every other works everywhere."""
+WHOLE = {"taylor"}
+"""Methods that need all layers in memory, and say so of a streamed model."""
 PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFUSED.get(m, ())]
 
 

@@ -1,4 +1,4 @@
-"""wandasp and policygrad: what does nothing goes, and the budget is met to within one part."""
+"""wandasp, taylor and policygrad: what does nothing goes, and the budget is met to within one part."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import pytest
 import torch
 from kit.compare import assert_same_logits, logits
 from kit.planning import calibration, plan_on
-from kit.planted import dead_units, idle_layers, spoken_by
-from kit.searching import context_of, fresh
+from kit.planted import dead_units, idle_layers, spoken_by, streamed_view
+from kit.searching import context_of, fresh, loss
 from kit.tiny import DENSE_NAMES, LAYERS, make_model
 
-from sned.errors import BudgetError
+from sned.errors import BudgetError, ConfigError
+from sned.models import trial
 from sned.models.count import count
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Keep
 from sned.runtime.parts import find_parts, keep_highest, percentiles, unit_worths
+from sned.runtime.sensitivity import gate_sensitivities
 
 if TYPE_CHECKING:
     from sned.plans.plan import Plan
@@ -143,3 +145,33 @@ def test_every_axis_keeps_something() -> None:
     assert {p.axis for p, s in zip(parts, stay.tolist(), strict=True) if s} == {p.axis for p in parts}
     with pytest.raises(BudgetError, match="closest reachable"):
         keep_highest(ctx, parts, percentiles(parts), sum(p.params for p in parts))
+
+
+@pytest.mark.parametrize("name", ["llama", "falcon", "phi3", "gpt2", "gemma2"])
+def test_sensitivity_is_how_the_loss_answers_to_a_unit(name: str) -> None:
+    """By finite differences of the whole model's loss in double precision, unit by unit."""
+    view, tokens = View(make_model(name).double()), calibration()
+    axes = [axis for axis in view.geometry.axes.values() if axis.layer in (1, 4)]
+    found = gate_sensitivities(context_of(View(make_model(name)), tokens), axes)
+    for axis in axes:
+        for unit in (0, axis.size - 1):
+            steps = []
+            for turn in (0.01, -0.01):
+                mask = torch.ones(axis.size, dtype=torch.float64)
+                mask[unit] += turn
+                with trial.gate(view, axis, mask):
+                    steps.append(loss(view.model, tokens.ids))
+            assert float(found[axis.name][unit]) == pytest.approx(abs(steps[0] - steps[1]) / 0.02, rel=0.01, abs=1e-4)
+
+
+@pytest.mark.parametrize("across", ["uniform", "global"])
+def test_taylor_cuts_dead_channels_first(across: str) -> None:
+    plan = plan_on(View(dead_units(make_model("llama"), AXIS, DEAD)), "taylor", kinds="mlp", across=across)
+    gone = set(range(48)) - set(kept(plan)[AXIS])
+    assert gone <= set(DEAD) or gone >= set(DEAD)
+
+
+def test_gradients_need_the_whole_model() -> None:
+    with pytest.raises(ConfigError, match="whole model") as caught:
+        plan_on(streamed_view("llama"), "taylor")
+    assert "--stream off" in (caught.value.hint or "")

@@ -23,7 +23,7 @@ from sned.score.importance import unit_norms
 from sned.score.magnitude import largest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sned.models.geometry import Axis
     from sned.models.view import View
@@ -57,31 +57,6 @@ class Part:
     worth: float = 0.0
 
 
-def find_parts(ctx: Context, kind: PartKind, cut: str = "both", mlp_group: int | None = None) -> list[Part]:
-    """Return all parts of a kind, in the order of layers.
-
-    Units of an axis are ranked by what their readers receive of them, and go together with those of like rank.
-
-    Raises:
-        UnsupportedModelError: channels are to be cut, and the MLPs are mixtures of experts.
-        BudgetError: nothing of that kind may go.
-    """
-    view = ctx.view
-    if kind == "layers":
-        sizes = {i: sum(p.numel() for p in view.layer(i).parameters()) for i in view.layers}
-        parts = [Part(f"layer.{i}", n, op=DropLayers(layers=(i,))) for i, n in sizes.items()]
-    elif kind == "blocks":
-        parts = [
-            Part(f"{which}.{i}", branch_counts(view, i, which).params, op=DropSublayer(layer=i, which=which))
-            for which, i in present_blocks(view)
-        ]
-    else:
-        parts = list(_width_parts(ctx, cut, mlp_group))
-    if len(parts) < 2:
-        raise BudgetError(f"there are no {kind} to choose among")
-    return parts
-
-
 def unit_worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
     """Return what the present units of each axis are worth, `[units]`, on what the dense layers receive (Wanda-sp).
 
@@ -99,6 +74,44 @@ def unit_worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
             reader = next(m for m in matrices(view, axis.layer) if m.module == axis.tap)
             worths[axis.name] = unit_norms(reader.of(block), norm, n)
     return worths
+
+
+def find_parts(
+    ctx: Context,
+    kind: PartKind,
+    cut: str = "both",
+    mlp_group: int | None = None,
+    worths_of: Callable[[Context, Sequence[Axis]], dict[str, torch.Tensor]] = unit_worths,
+) -> list[Part]:
+    """Return all parts of a kind, in the order of layers.
+
+    Units of an axis are ranked by what they are worth, and go together with those of like rank.
+
+    Args:
+        ctx: The context.
+        kind: What a part is.
+        cut: The kinds of axes: mlp, heads or both.
+        mlp_group: Channels in a part.
+        worths_of: Says what the present units of some axes are worth, `[units]` by axis; by default Wanda-sp.
+
+    Raises:
+        UnsupportedModelError: channels are to be cut, and the MLPs are mixtures of experts.
+        BudgetError: nothing of that kind may go.
+    """
+    view = ctx.view
+    if kind == "layers":
+        sizes = {i: sum(p.numel() for p in view.layer(i).parameters()) for i in view.layers}
+        parts = [Part(f"layer.{i}", n, op=DropLayers(layers=(i,))) for i, n in sizes.items()]
+    elif kind == "blocks":
+        parts = [
+            Part(f"{which}.{i}", branch_counts(view, i, which).params, op=DropSublayer(layer=i, which=which))
+            for which, i in present_blocks(view)
+        ]
+    else:
+        parts = list(_width_parts(ctx, cut, mlp_group, worths_of))
+    if len(parts) < 2:
+        raise BudgetError(f"there are no {kind} to choose among")
+    return parts
 
 
 def cuts(parts: Sequence[Part], kept: torch.Tensor) -> list[Op]:
@@ -175,7 +188,12 @@ def _axes(parts: Sequence[Part]) -> list[list[int]]:
     return list(found.values())
 
 
-def _width_parts(ctx: Context, cut: str, mlp_group: int | None) -> Iterator[Part]:
+def _width_parts(
+    ctx: Context,
+    cut: str,
+    mlp_group: int | None,
+    worths_of: Callable[[Context, Sequence[Axis]], dict[str, torch.Tensor]],
+) -> Iterator[Part]:
     view = ctx.view
     if view.family.experts and cut != "heads":
         raise UnsupportedModelError(
@@ -185,7 +203,7 @@ def _width_parts(ctx: Context, cut: str, mlp_group: int | None) -> Iterator[Part
     axes = [a for a in view.geometry.axes.values() if a.kind in kinds and is_present(view, a.name)]
     if any(axis.kind in view.family.inexact for axis in axes):
         ctx.progress.warn("a norm spans all heads here: the losses of head candidates are those before it adapts")
-    worths = unit_worths(ctx, axes)
+    worths = worths_of(ctx, axes)
     for axis in axes:
         yield from _parts_of(view, axis, worths[axis.name], mlp_group)
 

@@ -1,0 +1,53 @@
+"""Taylor: cut the channels and heads whose absence would change the loss least, to first order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+
+from sned.plans.budget import Goal
+from sned.plans.ops import Op
+from sned.runtime.context import Context
+from sned.runtime.method import method
+from sned.runtime.parts import Kinds, MlpGroup, cuts, find_parts, keep_highest, percentiles
+from sned.runtime.repair import RepairOption
+from sned.runtime.repair import repair as refit_linearly
+from sned.runtime.sensitivity import gate_sensitivities
+
+
+@method(
+    paper="arXiv:2305.11627",
+    prunes="width",
+    title="LLM-Pruner: On the Structural Pruning of Large Language Models",
+    budgets=("remove",),
+    calibration_tokens=16_384,
+)
+def taylor(
+    ctx: Context,
+    *,
+    goal: Goal,
+    kinds: Kinds = "both",
+    mlp_group: MlpGroup = 1,
+    across: Annotated[
+        Literal["uniform", "global"], "the same share of every axis, or what costs least per parameter anywhere"
+    ] = "uniform",
+    repair: RepairOption = None,
+) -> Iterator[Op]:
+    """Cut the units with the least |dL/dgate|, all at once: to first order, by how much the loss rises without them.
+
+    Of LLM-Pruner's criteria it is the one that sums weight times gradient over a group before taking the absolute
+    value (`vectorize`); the gradient of a gate on a unit is that sum over the weights that read it.
+
+    Departures: windows of calibration text take the place of ten short samples, and absolute values are taken batch
+    by batch; all layers may be cut; a head is a KV group with all its queries; the budget is met to within one part.
+    """
+    parts = find_parts(ctx, "widths", kinds, mlp_group, gate_sensitivities)
+    if across == "uniform":
+        ranks = percentiles(parts)
+    else:
+        ranks = torch.tensor([part.worth * len(part.units) / part.params for part in parts], dtype=torch.float64)
+    yield from cuts(parts, keep_highest(ctx, parts, ranks, goal.params or 0))
+    if repair == "linear":
+        yield from refit_linearly(ctx)
