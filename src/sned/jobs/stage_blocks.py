@@ -15,6 +15,8 @@ def of_stages(plan: Plan) -> dict[str, Any]:
         blocks["search"] = _search(searched[-1])
     if evolved := [stage for stage in plan.stages if "evolved" in stage.scores]:
         blocks["evolution"] = _evolution(evolved[-1])
+    if learned := [stage for stage in plan.stages if "learning" in stage.scores]:
+        blocks["policy"] = _policy(learned[-1])
     if valued := [stage for stage in plan.stages if "values" in stage.scores]:
         blocks["worth"] = _worth(valued[-1])
     if maps := [row for stage in plan.stages for row in stage.scores.get("stand_ins", [])]:
@@ -49,6 +51,13 @@ def _evolution(stage: Stage) -> dict[str, Any]:
         "chosen": {name: evolved[name] for name in ("loss", "params")},
         "front": stage.scores["front"],
     }
+
+
+def _policy(stage: Stage) -> dict[str, Any]:
+    """Return how the chances of parts were learned."""
+    rows = [{name: row[name] for name in ("step", "loss")} for row in stage.scores["learning"]]
+    found = {name: stage.options[name] for name in ("objective", "masks")}
+    return found | {"parts": len(stage.scores["chances"]), "steps": rows}
 
 
 def _worth(stage: Stage) -> dict[str, Any]:

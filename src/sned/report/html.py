@@ -16,6 +16,7 @@ from sned.report import (
     facts,
     numbers,
     plots,
+    policy_picture,
     repair_picture,
     search_picture,
     svg,
@@ -144,6 +145,8 @@ def _pictures(report: Report) -> dict[str, Any]:
         drawn["search"] = search_picture.search(report.search, report.model.params.dense)
     if report.evolution:
         drawn["front"] = search_picture.front(report.evolution, report.model.params.dense)
+    if report.policy:
+        drawn["policy"] = policy_picture.policy(report.policy)
     if report.worth:
         depth = len(report.stack) or 1 + max(unit.layer for unit in report.worth.units)
         drawn["worth"] = worth_picture.worth(report.worth, depth)

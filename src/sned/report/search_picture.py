@@ -12,7 +12,7 @@ from sned.report.svg import LIGHT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sned.report.schema import Evolution, Search, Step
+    from sned.report.schema import Evolution, Policy, Search, Step
 
 # Pixels: margins, the height of the curve, a step's share of the width, the least room of a name, one of its letters.
 _LEFT, _RIGHT, _TOP, _CURVE, _STEP, _GAP, _LETTER = 50, 16, 30, 230, 60, 13, 5.6
@@ -83,7 +83,7 @@ def front(found: Evolution, params: int) -> str:
         return svg.render(figure, "front", f"Loss over parameters removed, best of {found.judged} models")
 
 
-def value_of(found: Search | Evolution, loss: float) -> float:
+def value_of(found: Search | Evolution | Policy, loss: float) -> float:
     """Return what people read of a loss: the perplexity, or the divergence as it is."""
     return math.exp(min(loss, 700)) if found.objective == "perplexity" else loss
 

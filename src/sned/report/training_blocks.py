@@ -40,3 +40,19 @@ class Training(Block):
         if self.best_step not in {point.step for point in self.curve}:
             raise ValueError(f"best_step {self.best_step} is no step of the curve")
         return self
+
+
+class PolicyStep(Block):
+    """One step of learning which parts to keep."""
+
+    step: Count
+    loss: float = Field(description="mean over the step's masks of the mean loss per token, in nats")
+
+
+class Policy(Block):
+    """How the chances of parts to be kept were learned from the losses of random masks, on calibration text."""
+
+    objective: str = Field(description="what the loss is: perplexity (its logarithm), or kl from the dense model")
+    parts: Count = Field(description="groups of channels, KV groups, blocks or layers that were kept or not")
+    masks: Count = Field(description="masks tried in each step")
+    steps: list[PolicyStep] = Field(min_length=1)

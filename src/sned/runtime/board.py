@@ -148,12 +148,7 @@ class Board:
     @property
     def n_units(self) -> int:
         """How many segments all windows hold."""
-        return self.n_windows * self.units_per_window
-
-    @property
-    def units_per_window(self) -> int:
-        """How many segments a window holds."""
-        return len(self._counts)
+        return self.n_windows * len(self._counts)
 
     def _scored(self, key: str, increase: float) -> float:
         return increase / self.saving(key) if math.isfinite(increase) else math.inf

@@ -96,17 +96,9 @@ class Race:
 
     def _measure(self, board: Board, keys: Sequence[str]) -> None:
         """Let each meet as many windows again as it has met, and the base as many."""
-        stops = {k: min(board.n_windows, 2 * board.windows(k) or self._opening(board, k)) for k in keys}
-        for stop in sorted(set(stops.values())):
-            board.extend([BASE, *(k for k in keys if stops[k] == stop)], stop)
-
-    def _opening(self, board: Board, key: str) -> int:
-        """Return how many windows a candidate meets first: who comes back, having been known on few, on twice as many.
-
-        So whoever comes back again and again is known well enough to be told apart without a look.
-        """
-        known = 0 if key not in self._records else len(self._records[key].costs) // board.units_per_window
-        return self._first if 2 * known > board.n_windows // 2 else max(self._first, 2 * known)
+        for met in sorted({board.windows(k) for k in keys}):
+            stop = min(board.n_windows, max(self._first, 2 * met))
+            board.extend([BASE, *(k for k in keys if board.windows(k) == met)], stop)
 
     def _estimate(self, board: Board, key: str) -> Estimate | None:
         """Return what is known of a candidate's score by now; None if it was never measured."""
