@@ -19,6 +19,8 @@ _SMOOTH = 20
 
 def policy(found: Policy) -> str:
     """Draw the mean loss of each step's masks as dots, and the mean over twentieths of the steps as a line."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     values = [value_of(found, step.loss) for step in found.steps]
     numbers = [step.step for step in found.steps]
     size = max(1, len(values) // _SMOOTH)
@@ -31,7 +33,8 @@ def policy(found: Policy) -> str:
         axes = svg.panel(figure, _LEFT, _TOP, _WIDTH - _LEFT - _RIGHT, _HEIGHT)
         frame(axes, [], values, log)
         axes.set_xlim(1 - 0.015 * len(values), 1.015 * len(values))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.plot(numbers, values, ".", color=LIGHT["muted"], markersize=4, zorder=2)
         axes.plot(middles, means, "-", color=LIGHT["kept"], linewidth=2, zorder=3)
         svg.write(axes, "steps", (1, 0), (0, _BELOW), "axes fraction", ha="right", color=LIGHT["muted"])
