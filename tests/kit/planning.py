@@ -41,7 +41,10 @@ BUDGETS: dict[BudgetKind, Budget] = {
 """What they ask of a method, by the first kind of budget that it takes."""
 OF_WEIGHTS = [name for name in METHODS if "sparsity" in find_method(name).budgets]
 REFUSED = {
-    **{name: set(FAMILY_NAMES) - set(DENSE_NAMES) for name in ("multipruner", "policygrad", "taylor", "wandasp")},
+    **{
+        name: set(FAMILY_NAMES) - set(DENSE_NAMES)
+        for name in ("multipruner", "policygrad", "taylor", "wandasp", "zeroth")
+    },
     "laco": {"qwen3_moe"},  # whose layers are dense and experts in turn
 }
 """Families for which a method has nothing to offer, and says so; every other works everywhere."""
@@ -50,7 +53,7 @@ WHOLE = {"taylor"}
 PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFUSED.get(m, ())]
 
 
-SHORT: dict[str, dict[str, Any]] = {"policygrad": {"epochs": 1}}
+SHORT: dict[str, dict[str, Any]] = {"policygrad": {"epochs": 1}, "zeroth": {"directions": 6}}
 """Options with which a method that learns is done soon, unless a test gives its own."""
 
 

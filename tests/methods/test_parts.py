@@ -35,11 +35,10 @@ def removed(plan: Plan) -> int:
     return plan.dense.params - plan.pruned.params
 
 
-@pytest.mark.parametrize("across", ["uniform", "global"])
 @pytest.mark.parametrize("name", DENSE_NAMES)
-def test_dead_channels_go_first(name: str, across: str) -> None:
+def test_dead_channels_go_first(name: str) -> None:
     """Where they are no more than what is asked for; nothing else of that axis goes before them."""
-    plan = plan_on(View(dead_units(make_model(name), AXIS, DEAD)), "wandasp", kinds="mlp", across=across)
+    plan = plan_on(View(dead_units(make_model(name), AXIS, DEAD)), "wandasp", kinds="mlp")
     gone = set(range(View(make_model(name)).axis(AXIS).size)) - set(kept(plan).get(AXIS, ()))
     assert gone <= set(DEAD) or gone >= set(DEAD)
     assert gone

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
-
-import torch
 
 from sned.plans.budget import Goal
 from sned.plans.ops import Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
-from sned.runtime.parts import Kinds, MlpGroup, cuts, find_parts, keep_highest, percentiles
+from sned.runtime.parts import Across, Kinds, MlpGroup, cuts, find_parts, keep_highest, ranked
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
 from sned.runtime.sensitivity import gate_sensitivities
@@ -30,9 +27,7 @@ def taylor(
     goal: Goal,
     kinds: Kinds = "both",
     mlp_group: MlpGroup = 1,
-    across: Annotated[
-        Literal["uniform", "global"], "the same share of every axis, or what costs least per parameter anywhere"
-    ] = "uniform",
+    across: Across = "uniform",
     repair: RepairOption = None,
 ) -> Iterator[Op]:
     """Cut the units with the least |dL/dgate|, all at once: to first order, by how much the loss rises without them.
@@ -44,10 +39,6 @@ def taylor(
     by batch; all layers may be cut; a head is a KV group with all its queries; the budget is met to within one part.
     """
     parts = find_parts(ctx, "widths", kinds, mlp_group, gate_sensitivities)
-    if across == "uniform":
-        ranks = percentiles(parts)
-    else:
-        ranks = torch.tensor([part.worth * len(part.units) / part.params for part in parts], dtype=torch.float64)
-    yield from cuts(parts, keep_highest(ctx, parts, ranks, goal.params or 0))
+    yield from cuts(parts, keep_highest(ctx, parts, ranked(parts, across), goal.params or 0))
     if repair == "linear":
         yield from refit_linearly(ctx)

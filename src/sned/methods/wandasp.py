@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
 
 from sned.plans.budget import Goal
 from sned.plans.ops import Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
-from sned.runtime.parts import Kinds, MlpGroup, cuts, find_parts, keep_highest, percentiles, standardised
+from sned.runtime.parts import Kinds, MlpGroup, cuts, find_parts, keep_highest, percentiles
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
 
@@ -27,20 +26,14 @@ def wandasp(
     goal: Goal,
     kinds: Kinds = "both",
     mlp_group: MlpGroup = 1,
-    across: Annotated[
-        Literal["uniform", "global"], "the same share of every axis, or what is lowest for its axis anywhere"
-    ] = "uniform",
     repair: RepairOption = None,
 ) -> Iterator[Op]:
-    """Cut the units with the lowest mean of |W| times input norm over their readers' weights, all at once.
-
-    `across=global` ranks units by their standard deviations from the mean of their axis, as FLAP does.
+    """Cut the units with the lowest mean of |W| times input norm over their readers' weights, a like share everywhere.
 
     Departures: inputs are those of the dense model in all layers; a head is a KV group with all its queries, and its
     worth is the mean of its channels; parameters are counted, so that the budget is met to within one unit.
     """
     parts = find_parts(ctx, "widths", kinds, mlp_group)
-    ranks = percentiles(parts) if across == "uniform" else standardised(parts)
-    yield from cuts(parts, keep_highest(ctx, parts, ranks, goal.params or 0))
+    yield from cuts(parts, keep_highest(ctx, parts, percentiles(parts), goal.params or 0))
     if repair == "linear":
         yield from refit_linearly(ctx)

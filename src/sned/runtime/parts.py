@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 PartKind = Literal["widths", "blocks", "layers"]
 MlpGroup = Annotated[int | None, Field(ge=1), "channels that stay or go together, ranked alike; default: 64, or fewer"]
 Kinds = Annotated[Literal["both", "mlp", "heads"], "what is cut: MLP channels, KV groups, or both"]
+Across = Annotated[
+    Literal["uniform", "global"], "the same share of every axis, or what costs least per parameter anywhere"
+]
 _FEW = 16
 """An MLP has at least so many groups, if its channels allow it."""
 
@@ -160,6 +163,13 @@ def keep_highest(ctx: Context, parts: Sequence[Part], ranks: torch.Tensor, goal:
             hint=f"the closest reachable is --remove {floored(gone / total)} of all parameters",
         )
     return kept
+
+
+def ranked(parts: Sequence[Part], across: str) -> torch.Tensor:
+    """Return by what parts are compared, the lowest going first, `[parts]`, float64."""
+    if across == "uniform":
+        return percentiles(parts)
+    return torch.tensor([part.worth * len(part.units) / part.params for part in parts], dtype=torch.float64)
 
 
 def standardised(parts: Sequence[Part]) -> torch.Tensor:

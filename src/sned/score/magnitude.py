@@ -44,12 +44,29 @@ def unit_magnitudes(axis: Axis, weights: Mapping[str, torch.Tensor]) -> torch.Te
         weight = weights[slot.param]
         if slot.param == reader.param or weight.dim() != 2:
             continue
-        rows = weight.detach().abs().sum(1 - slot.dim, dtype=torch.float64).cpu()
-        # an offset counts units that precede the slot, of which as large a share is gone
-        start = slot.offset * n_units // axis.size
-        owned = rows[start : start + n_units * slot.block].view(n_units, slot.block)
+        owned = _owned(axis, slot, weight.detach().abs(), n_units)
         total += sum(part.mean(1) for part in owned.split(_parts(slot, axis.tap_block), 1))
     return total
+
+
+def unit_sums(axis: Axis, scores: Mapping[str, torch.Tensor], n_units: int) -> torch.Tensor:
+    """Return the sum of the scores of all weights that belong to each unit, its readers' included, `[units]`, float64.
+
+    Args:
+        axis: The axis, in base coordinates.
+        scores: Of each weight of a layer's matrices, as they are stored, by layer-relative name.
+        n_units: How many units are still there.
+    """
+    slots = [slot for slot in axis.slots if slot.param in scores]
+    return torch.stack([_owned(axis, slot, scores[slot.param], n_units).sum(1) for slot in slots]).sum(0)
+
+
+def _owned(axis: Axis, slot: Slot, weight: torch.Tensor, n_units: int) -> torch.Tensor:
+    """Return the sums over the rows, or columns, of a matrix that each unit owns, `[units, block]`."""
+    rows = weight.sum(1 - slot.dim, dtype=torch.float64).cpu()
+    # an offset counts units that precede the slot, of which as large a share is gone
+    start = slot.offset * n_units // axis.size
+    return rows[start : start + n_units * slot.block].view(n_units, slot.block)
 
 
 def largest_first(scores: torch.Tensor) -> list[int]:
