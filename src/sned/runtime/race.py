@@ -29,13 +29,11 @@ class _Record:
     Attributes:
         costs: What it cost on each unit, in the step in which it was last measured on so many, `[units]`.
         mean: What it cost in the mean, at best estimate, in the step in which it was last measured at all.
-        error: Standard error of that mean, from carrying over.
         seen: That step.
     """
 
     costs: torch.Tensor
     mean: float
-    error: float
     seen: int
 
 
@@ -110,7 +108,7 @@ class Race:
             return carry_over(record.costs / saving, now / saving)
         fall = most_fallen(record.mean, self._step - record.seen, self._falls, self._confidence)
         shift = record.mean - float(record.costs.mean())
-        return Estimate((record.costs + shift) / saving, 0, record.error / saving, fall / saving)
+        return Estimate((record.costs + shift) / saving, 0, fall=fall / saving)
 
     def _remember(self, board: Board) -> None:
         """Keep what candidates cost where they were measured, and how fast that fell since they were seen."""
@@ -124,4 +122,4 @@ class Race:
             if record is not None:
                 self._falls.append(Fall(record.mean, (record.mean - estimate.mean) / (self._step - record.seen)))
             kept = record.costs if record and len(record.costs) > len(costs) else costs
-            self._records[key] = _Record(kept, estimate.mean, estimate.error, self._step)
+            self._records[key] = _Record(kept, estimate.mean, self._step)

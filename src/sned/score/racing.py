@@ -42,8 +42,9 @@ class Estimate:
         """Return by how much the mean over all `total` units may be lower than that of the values."""
         if self.measured >= total:
             return 0.0
-        error = (_unseen(self.values, total) + self.error**2) ** 0.5
-        return _slack(confidence, self.measured or len(self.values), error) + self.fall
+        if not self.measured:
+            return self.fall
+        return _slack(confidence, self.measured, (_unseen(self.values, total) + self.error**2) ** 0.5)
 
 
 def carry_over(known: torch.Tensor, now: torch.Tensor) -> Estimate:
@@ -69,7 +70,8 @@ def still_racing(estimates: Sequence[Estimate], confidence: float, total: int) -
 
     All are compared with the one that is sure to be lowest among those that were measured. One is ruled out when its
     mean difference to that leader exceeds zero at this confidence. Only units that are not seen yet are uncertain
-    (correction for finite populations).
+    (correction for finite populations). Who was not measured in this step was ruled out in an earlier one, and stays so
+    unless it may have fallen below the leader.
 
     Args:
         estimates: One of each candidate.
@@ -89,11 +91,10 @@ def _is_worse(one: Estimate, leader: Estimate, confidence: float, total: int) ->
     n = min(len(one.values), len(leader.values))
     difference = one.values[:n] - leader.values[:n]
     margin = float(difference.mean())
-    if min(one.measured, leader.measured) >= total:
-        return margin > 0
+    if not one.measured or min(one.measured, leader.measured) >= total:
+        return margin - one.fall > 0
     error = (_unseen(difference, total) + one.error**2 + leader.error**2) ** 0.5
-    units = min([n, *(e.measured for e in (one, leader) if e.measured)])
-    return margin - _slack(confidence, units, error) - one.fall > 0
+    return margin - _slack(confidence, min(n, one.measured, leader.measured or n), error) > 0
 
 
 def _unseen(values: torch.Tensor, total: int) -> float:
