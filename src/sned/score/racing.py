@@ -71,7 +71,7 @@ def still_racing(estimates: Sequence[Estimate], confidence: float, total: int) -
     All are compared with the one that is sure to be lowest among those that were measured. One is ruled out when its
     mean difference to that leader exceeds zero at this confidence. Only units that are not seen yet are uncertain
     (correction for finite populations). Who was not measured in this step was ruled out in an earlier one, and stays so
-    unless it may have fallen below the leader.
+    unless it may have fallen below where the leader may be.
 
     Args:
         estimates: One of each candidate.
@@ -91,10 +91,13 @@ def _is_worse(one: Estimate, leader: Estimate, confidence: float, total: int) ->
     n = min(len(one.values), len(leader.values))
     difference = one.values[:n] - leader.values[:n]
     margin = float(difference.mean())
-    if not one.measured or min(one.measured, leader.measured) >= total:
-        return margin - one.fall > 0
+    if min(one.measured, leader.measured) >= total:
+        return margin > 0
+    if not one.measured:  # ruled out before: what is uncertain is the leader, and how far this one may have fallen
+        doubt = _slack(confidence, leader.measured, leader.error) if leader.error else 0.0
+        return margin - doubt - one.fall > 0
     error = (_unseen(difference, total) + one.error**2 + leader.error**2) ** 0.5
-    return margin - _slack(confidence, min(n, one.measured, leader.measured or n), error) > 0
+    return margin - _slack(confidence, min(n, one.measured, leader.measured), error) > 0
 
 
 def _unseen(values: torch.Tensor, total: int) -> float:
