@@ -98,7 +98,7 @@ def test_a_policy_learns_which_layers_do_nothing(name: str) -> None:
 def test_a_policy_learns_which_blocks_do_nothing(baseline: str) -> None:
     model = idle_layers(make_model("llama"), [1, 3])
     view = View(model)
-    given = {"units": "blocks", "epochs": 5, "rate": 1.0, "start": "even", "baseline": baseline, "objective": "kl"}
+    given = {"units": "blocks", "epochs": 3, "rate": 1.5, "start": "even", "baseline": baseline, "objective": "kl"}
     plan = plan_on(view, "policygrad", tokens=spoken_by(model), remove=0.12, **given)
     gone = {(op.which, op.layer) for op in plan.ops if isinstance(op, DropSublayer)}
     assert gone
