@@ -58,6 +58,7 @@ def test_other_masks_are_a_better_baseline_than_none() -> None:
 def test_advantages_leave_each_loss_out_of_its_own_baseline() -> None:
     losses = torch.tensor([1.0, 4.0, 7.0], dtype=torch.float64)
     assert advantages(losses).tolist() == pytest.approx([1 - 5.5, 4 - 4, 7 - 2.5])
+    assert advantages(losses[:1]).tolist() == [0], "one loss alone says nothing"
 
 
 def test_drawn_as_often_as_likely() -> None:

@@ -17,9 +17,9 @@ def draw(chances: torch.Tensor, n_masks: int, generator: torch.Generator) -> tor
 
 
 def advantages(losses: torch.Tensor) -> torch.Tensor:
-    """Return by how much each loss exceeds the mean of the others, `[masks]` of two or more."""
+    """Return by how much each loss exceeds the mean of the others, `[masks]`; of one alone, nothing."""
     n = len(losses)
-    return (losses - losses.mean()) * n / (n - 1)
+    return (losses - losses.mean()) * n / max(1, n - 1)
 
 
 def gradient(masks: torch.Tensor, chances: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:
