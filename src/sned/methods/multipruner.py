@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from sned.errors import BudgetError, ConfigError, UnsupportedModelError
+from sned.errors import BudgetError, ConfigError
 from sned.models.count import count
 from sned.plans.budget import Goal
 from sned.plans.ops import Op
@@ -17,7 +17,18 @@ from sned.runtime.method import method
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
 from sned.runtime.search import Confidence, ObjectiveOption, Search, SearchMode
-from sned.runtime.widths import HEADS, MLP, Generations, Population, Widths, evolve_widths, group_sizes, is_present
+from sned.runtime.widths import (
+    HEADS,
+    MLP,
+    Generations,
+    Population,
+    Widths,
+    evolve_widths,
+    group_sizes,
+    is_present,
+    require_channels,
+    warn_of_inexact_heads,
+)
 from sned.score.magnitude import units_by_magnitude
 
 if TYPE_CHECKING:
@@ -65,13 +76,10 @@ def multipruner(
     of the budget, then all widths are evolved at once.
     """
     view = ctx.view
-    if view.family.experts:
-        raise UnsupportedModelError(
-            "the MLPs of this model are mixtures of experts, whose channels sned does not cut.", hint="use blockpruner"
-        )
+    require_channels(view)
     parts = _parse_split(split or _default_split(view), view)
-    if parts[2] and HEADS in view.family.inexact:
-        ctx.progress.warn("a norm spans all heads here: the losses of head candidates are those before it adapts")
+    if parts[2]:
+        warn_of_inexact_heads(ctx)
     present = [name for name in view.geometry.axes if is_present(view, name)]
     orders = units_by_magnitude(view, present) if reorder else {name: list(view.alive[name]) for name in present}
     narrow = Widths(view, orders, group_sizes(view, mlp_group, attn_group))

@@ -120,7 +120,9 @@ def goal_watch(ctx: Context, goal: Goal) -> Callable[[], bool]:
 
 def closest(ctx: Context) -> str:
     """Say what was reached, for whoever asked for more."""
-    return f"the closest reachable: {removed_ratio(ctx):.1%} of the parameters (--remove {floored(removed_ratio(ctx))})"
+    return (
+        f"the closest reachable: {removed_ratio(ctx):.1%} of the parameters (--remove {_floored(removed_ratio(ctx))})"
+    )
 
 
 def require_reachable(ctx: Context, goal: Goal, cuts: Proposals, *, at_once: int = 1) -> None:
@@ -145,14 +147,19 @@ def require_reachable(ctx: Context, goal: Goal, cuts: Proposals, *, at_once: int
             f"--blocks {goal.blocks} is too many: only {len(may_go)} may go", hint=f"give 1 to {len(may_go)}"
         )
     if goal.params is not None and goal.params > sum(may_go):
-        total = count(ctx.dense).params
-        raise BudgetError(
-            f"{goal.params / total:.1%} of the parameters cannot be removed by such cuts",
-            hint=f"the closest reachable is --remove {floored(sum(may_go) / total)} of all parameters",
-        )
+        raise out_of_reach(ctx, goal.params, sum(may_go))
 
 
-def floored(share: float) -> str:
+def out_of_reach(ctx: Context, goal: int, most: int) -> BudgetError:
+    """Return the error for a goal of parameters of which so many at most may go; it names the closest reachable."""
+    total = count(ctx.dense).params
+    return BudgetError(
+        f"{goal / total:.1%} of the parameters cannot be removed by such cuts",
+        hint=f"the closest reachable is --remove {_floored(most / total)} of all parameters",
+    )
+
+
+def _floored(share: float) -> str:
     """Write a share so that what is written can be reached."""
     return f"{math.floor(share * 10_000) / 10_000:.4f}"
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 
-from sned.errors import BudgetError, UnsupportedModelError
-from sned.models.count import branch_counts, count, units_counts
+from sned.errors import BudgetError
+from sned.models.count import branch_counts, units_counts
 from sned.models.matrices import matrices
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op
-from sned.runtime.greedy import floored, present_blocks
+from sned.runtime.greedy import out_of_reach, present_blocks
 from sned.runtime.statistics import Received
-from sned.runtime.widths import EVEN, HEADS, MLP, is_present
+from sned.runtime.widths import EVEN, HEADS, MLP, is_present, require_channels, warn_of_inexact_heads
 from sned.score.importance import unit_norms
 from sned.score.magnitude import largest_first
 
@@ -157,11 +157,7 @@ def keep_highest(ctx: Context, parts: Sequence[Part], ranks: torch.Tensor, goal:
             kept[i] = False
             gone += parts[i].params
     if gone < goal:
-        total = count(ctx.dense).params
-        raise BudgetError(
-            f"{goal / total:.1%} of the parameters cannot be removed by such cuts",
-            hint=f"the closest reachable is --remove {floored(gone / total)} of all parameters",
-        )
+        raise out_of_reach(ctx, goal, gone)
     return kept
 
 
@@ -205,14 +201,12 @@ def _width_parts(
     worths_of: Callable[[Context, Sequence[Axis]], dict[str, torch.Tensor]],
 ) -> Iterator[Part]:
     view = ctx.view
-    if view.family.experts and cut != "heads":
-        raise UnsupportedModelError(
-            "the MLPs of this model are mixtures of experts, whose channels sned does not cut.", hint="use blockpruner"
-        )
+    if cut != "heads":
+        require_channels(view)
     kinds = {"both": (HEADS, MLP), "mlp": (MLP,), "heads": (HEADS,)}[cut]
     axes = [a for a in view.geometry.axes.values() if a.kind in kinds and is_present(view, a.name)]
-    if any(axis.kind in view.family.inexact for axis in axes):
-        ctx.progress.warn("a norm spans all heads here: the losses of head candidates are those before it adapts")
+    if cut != "mlp":
+        warn_of_inexact_heads(ctx)
     worths = worths_of(ctx, axes)
     for axis in axes:
         yield from _parts_of(view, axis, worths[axis.name], mlp_group)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from sned.errors import BudgetError, ConfigError
+from sned.errors import BudgetError, ConfigError, UnsupportedModelError
 from sned.models.count import count, units_counts
 from sned.plans.ops import Keep, Op
 from sned.runtime.evolution import Genome, Individual, evolve
@@ -139,6 +139,24 @@ def _default_group(hidden: int) -> int:
     """Return a quarter of the hidden size, as in the paper, made even."""
     quarter = max(1, hidden // 4)
     return quarter - quarter % EVEN if quarter >= EVEN else quarter
+
+
+def require_channels(view: View) -> None:
+    """Make sure that MLP channels can be cut.
+
+    Raises:
+        UnsupportedModelError: the MLPs are mixtures of experts.
+    """
+    if view.family.experts:
+        raise UnsupportedModelError(
+            "the MLPs of this model are mixtures of experts, whose channels sned does not cut.", hint="use blockpruner"
+        )
+
+
+def warn_of_inexact_heads(ctx: Context) -> None:
+    """Tell the user if trying heads out is not quite what cutting them will be."""
+    if HEADS in ctx.view.family.inexact:
+        ctx.progress.warn("a norm spans all heads here: the losses of head candidates are those before it adapts")
 
 
 def is_present(view: View, axis: str) -> bool:
