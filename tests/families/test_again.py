@@ -27,6 +27,12 @@ MLP_CUTS: dict[str, list[Op]] = {
     "no mlp 1": [DropSublayer(layer=1, which="mlp")],
     "no mlp 2, no attention 2": [DropSublayer(layer=2, which="mlp"), DropSublayer(layer=2, which="attn")],
     "trim 1": [Keep(axis="layers.1.mlp.hidden", units=range(3, 40, 2))],
+    "parts of the stream": [
+        Keep(axis="layers.1.attn.read", units=range(1, 30, 2)),
+        Keep(axis="layers.1.mlp.read", units=range(4, 20)),
+        Keep(axis="layers.2.attn.write", units=[0, 3, 5, 6, 21]),
+        Keep(axis="layers.4.mlp.write", units=range(0, 30, 3)),
+    ],
 }
 CASES = [*((n, c) for n in FAMILY_NAMES for c in CUTS), *((n, c) for n in DENSE_NAMES for c in MLP_CUTS)]
 every_case = pytest.mark.parametrize(("name", "cut"), CASES)
@@ -57,7 +63,7 @@ def test_it_has_the_sizes_it_has(name: str, cut: str) -> None:
 
 def gone(view: View, layer: int, kind: str) -> bool:
     """Whether the sublayer of an axis was removed."""
-    if kind == "attn.group":
+    if kind.startswith("attn"):
         return not view.has_branch(layer, "attn")
     return view.is_replaced(layer) or not any(True for _ in view.branch(layer, "mlp").parameters())
 

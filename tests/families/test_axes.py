@@ -16,7 +16,7 @@ from sned.models import surgery, trial
 from sned.models.view import View
 from sned.plans.ops import Keep
 
-KINDS = ("attn.group", "mlp.hidden")
+KINDS = ("attn.group", "mlp.hidden", "attn.read", "attn.write", "mlp.read", "mlp.write")
 
 
 @cache

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from kit.compare import assert_same_logits, decoded, logits
-from kit.tiny import CONFIGS, FAMILY_NAMES, HEADS, IDS, LAYERS, fill, model_type, save_model_folder, stand_ins
+from kit.tiny import CONFIGS, FAMILY_NAMES, HEADS, HIDDEN, IDS, LAYERS, fill, model_type, save_model_folder, stand_ins
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -34,14 +34,23 @@ UNSERVED = {"falcon/serial": "input_layernorm"}
 
 
 def mixed(view: View) -> None:
-    """Everything that can differ at once: attention missing at both ends, no MLP, fewer KV groups and channels."""
+    """Everything that can differ at once: attention missing at both ends, no MLP, fewer KV groups and channels.
+
+    And branches that read and write some features of the stream, next to each other or not.
+    """
     surgery.drop_sublayer(view, 0, "attn")
     surgery.drop_sublayer(view, LAYERS - 1, "attn")
     for layer in (1, 3):
         groups = view.axis(f"layers.{layer}.attn.group")
         if groups.size > 1:
             surgery.keep(view, groups, range(1, groups.size))
+    surgery.keep(view, view.axis("layers.2.attn.read"), range(5, 30))
+    surgery.keep(view, view.axis("layers.3.attn.read"), range(0, HIDDEN, 2))
+    surgery.keep(view, view.axis("layers.3.attn.write"), [0, 3, *range(7, 20)])
     if not view.family.experts:
+        surgery.keep(view, view.axis("layers.0.mlp.write"), range(8))
+        surgery.keep(view, view.axis("layers.3.mlp.read"), range(1, HIDDEN, 3))
+        surgery.keep(view, view.axis("layers.4.mlp.write"), [1, 2, 31])
         surgery.keep(view, view.axis("layers.0.mlp.hidden"), range(3, 20))
         surgery.keep(view, view.axis("layers.3.mlp.hidden"), range(0, 48, 3))
         surgery.drop_sublayer(view, 2, "mlp")

@@ -43,17 +43,21 @@ OF_WEIGHTS = [name for name in METHODS if "sparsity" in find_method(name).budget
 REFUSED = {
     **{
         name: set(FAMILY_NAMES) - set(DENSE_NAMES)
-        for name in ("multipruner", "policygrad", "taylor", "wandasp", "zeroth")
+        for name in ("displlm", "multipruner", "policygrad", "taylor", "wandasp", "zeroth")
     },
     "laco": {"qwen3_moe"},  # whose layers are dense and experts in turn
 }
 """Families for which a method has nothing to offer, and says so; every other works everywhere."""
-WHOLE = {"taylor"}
+WHOLE = {"displlm", "taylor"}
 """Methods that need all layers in memory, and say so of a streamed model."""
 PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFUSED.get(m, ())]
 
 
-SHORT: dict[str, dict[str, Any]] = {"policygrad": {"epochs": 1}, "zeroth": {"directions": 6}}
+SHORT: dict[str, dict[str, Any]] = {
+    "displlm": {"epochs": 3, "rate": 0.02},
+    "policygrad": {"epochs": 1},
+    "zeroth": {"directions": 6},
+}
 """Options with which a method that learns is done soon, unless a test gives its own."""
 
 

@@ -48,11 +48,12 @@ def test_dead_channels_go_first(name: str) -> None:
 def test_worth_is_what_the_readers_receive(name: str) -> None:
     """By its definition, weight by weight, from what the model's own forward pass feeds the reader."""
     view = fresh(name)
-    axes = [axis for axis in view.geometry.axes.values() if axis.layer in (0, 2)]
+    kinds = ("attn.group", "mlp.hidden")
+    axes = [axis for axis in view.geometry.axes.values() if axis.layer in (0, 2) and axis.kind in kinds]
     found = unit_worths(context_of(fresh(name)), axes)
     for axis in axes:
         inputs: list[torch.Tensor] = []
-        reader: Any = view.layer(axis.layer).get_submodule(axis.tap)
+        reader: Any = view.layer(axis.layer).get_submodule(axis.taps[0])
         handle = reader.register_forward_pre_hook(lambda _m, args, into=inputs: into.append(args[0].flatten(0, -2)))
         logits(view.model, calibration().ids)
         handle.remove()

@@ -60,7 +60,7 @@ def test_it_learns_and_keeps_the_best() -> None:
     for layer, name in masters.trained:
         student.layer(layer).get_parameter(name).data = masters.values(layer, name).detach()
     again = Masters(student, all_parameters(student, [1]))
-    (loss,) = SpanTask(again, dense, student, (1, 3), [1], "nmse", Cost()).losses([HELD_OUT.ids])
+    (loss,) = SpanTask(again, dense, student, (1, 3), [1], "nmse", Cost()).losses([HELD_OUT.ids], None)
     assert float(loss.detach()) == pytest.approx(best, rel=1e-5)
 
 
@@ -71,9 +71,9 @@ def test_no_token_looks_ahead() -> None:
     seen: list[torch.Tensor] = []
     task._judge = lambda states, _: seen.append(task._student.layer(1, states)) or torch.zeros(())  # type: ignore
     ids = HELD_OUT.ids[:1].clone()
-    list(task.losses([ids]))
+    list(task.losses([ids], None))
     ids[0, 9] += 1
-    list(task.losses([ids]))
+    list(task.losses([ids], None))
     assert torch.equal(seen[0][:, :9], seen[1][:, :9])
     assert not torch.equal(seen[0][:, 9:], seen[1][:, 9:])
 
@@ -108,13 +108,12 @@ def test_what_diverges_stops_and_gives_back_the_best(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_ends_it() -> None:
     class Broken:
         masters = Masters(View(make_model("llama")), {1: ["mlp.up_proj.weight"]})
-        steps = 0
+        parameters = masters.parameters
 
-        def losses(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
             for _ in batches:
                 value = self.masters.values(1, "mlp.up_proj.weight").square().mean()
-                yield value * math.nan if torch.is_grad_enabled() and self.steps == 2 else value
-            self.steps += torch.is_grad_enabled()
+                yield value * math.nan if step == 2 else value
 
     found = fit(Broken(), TEXT, HELD_OUT, SCHEDULE, journal=Journal(), key=[], progress=(messages := Messages()))
     assert found.ended == "diverged"
@@ -126,8 +125,9 @@ def test_a_loss_that_is_not_finite_ends_it() -> None:
 def test_it_ends_early_when_nothing_gets_better() -> None:
     class Done:
         masters = Masters(View(make_model("llama")), {1: ["mlp.up_proj.weight"]})
+        parameters = masters.parameters
 
-        def losses(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
             start = make_model("llama").model.layers[1].mlp.up_proj.weight.detach()
             for _ in batches:
                 yield 1 + (self.masters.values(1, "mlp.up_proj.weight") - start).square().mean()

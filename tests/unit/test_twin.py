@@ -23,6 +23,14 @@ CUTS: dict[str, list[Op]] = {
         Keep(axis="layers.2.mlp.hidden", units=tuple(range(7, 40))),
         Keep(axis="layers.4.attn.group", units=(0,)),
     ],
+    "streams": [
+        Keep(axis="layers.1.mlp.hidden", units=tuple(range(20))),
+        Keep(axis="layers.1.mlp.read", units=tuple(range(9))),
+        Keep(axis="layers.3.mlp.read", units=(3,)),
+        Keep(axis="layers.3.mlp.write", units=tuple(range(4, 30))),
+        Keep(axis="layers.2.attn.read", units=tuple(range(12))),
+        Keep(axis="layers.4.attn.write", units=(0, 7)),
+    ],
     "twice": [
         Keep(axis="layers.2.mlp.hidden", units=tuple(range(40))),
         Keep(axis="layers.2.mlp.hidden", units=tuple(range(10, 48))),

@@ -16,7 +16,7 @@ from torch import nn
 
 from sned.models import modeling_sned
 from sned.models.geometry import build_axes
-from sned.models.modeling_sned import FACTS, PREFIX, StandIn
+from sned.models.modeling_sned import FACTS, PREFIX, Features, StandIn
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -30,6 +30,8 @@ _GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads")
 _HEADS = "num_attention_heads"
 _BRANCHES: tuple[tuple[Sublayer, str, str], ...] = (("attn", "attention", "attn.group"), ("mlp", "mlp", "mlp.hidden"))
 """A sublayer, its name in a config, and the kind of its axis."""
+_FEATURES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
+"""What a layer's config calls the features of the stream that its branches read and write."""
 MODULE_FILE = "modeling_sned.py"
 
 
@@ -143,10 +145,11 @@ def _uneven_config(view: View, plain: Any, stock_layers: Any) -> PretrainedConfi
     per_layer = _per_layer(view, plain, dense)
     document = {**plain.to_dict(), "per_layer_config": per_layer, FACTS: _facts(view, plain, stock_layers)}
     document.pop("model_type")
-    for kind, axis in dense.items():
+    for kind, axis in _widths(dense).items():
         width = next(iter(_counts(view, plain, kind)))
         if document.get(width) is None:
             document[width] = axis.size  # what varies must have a value for all
+    document |= {key: None for own in per_layer.values() for key in own if key in _FEATURES}
     heads = plain.attribute_map.get(_HEADS, _HEADS)
     if any(heads in own for own in per_layer.values()):
         document["head_dim"] = view.geometry.head_dim
@@ -161,6 +164,23 @@ def _uneven_config(view: View, plain: Any, stock_layers: Any) -> PretrainedConfi
     return made
 
 
+def _widths(axes: dict[str, Axis]) -> dict[str, Axis]:
+    """Return those axes whose sizes a config can say."""
+    return {kind: axes[kind] for _, _, kind in _BRANCHES if kind in axes}
+
+
+def _routes(view: View, index: int) -> dict[str, tuple[str, Features]]:
+    """Return what a layer's branches read and write of the stream, where that is not all: where, and which features."""
+    found: dict[str, tuple[str, Features]] = {}
+    here: list[Sublayer] = [which for which, _, _ in _BRANCHES if view.has_branch(index, which)]
+    for which in here:
+        reads = getattr(view.gateway(index, which), "reads", None)
+        writes = getattr(view.branch(index, which), "writes", None)
+        found |= {f"{which}_in": ("reads", reads)} if reads else {}
+        found |= {f"{which}_out": ("writes", writes)} if writes else {}
+    return found
+
+
 def _per_layer(view: View, plain: Any, dense: dict[str, Axis]) -> dict[int, dict[str, Any]]:
     """Return what differs from the plain config, by layer position.
 
@@ -170,7 +190,7 @@ def _per_layer(view: View, plain: Any, dense: dict[str, Axis]) -> dict[int, dict
     found: dict[int, dict[str, Any]] = {}
     for position, index in enumerate(view.layers):
         axes, own = _axes(view, view.layer(index)), {}
-        for kind, axis in dense.items():
+        for kind, axis in _widths(dense).items():
             counts = _counts(view, plain, kind)
             if kind not in axes:
                 own |= dict.fromkeys(counts, 1)
@@ -179,6 +199,7 @@ def _per_layer(view: View, plain: Any, dense: dict[str, Axis]) -> dict[int, dict
         gone = [name for _, name, kind in _BRANCHES if kind in dense and kind not in axes]
         if gone and not view.is_replaced(index):
             own["skip"] = gone
+        own |= {key: chosen.bits for key, (_, chosen) in _routes(view, index).items()}
         if own:
             found[position] = own
     return found
@@ -202,9 +223,23 @@ def _facts(view: View, plain: Any, stock_layers: Any) -> dict[str, Any]:
         narrow = [position for position, size in sizes.items() if size != dense[kind].size]
         if narrow:
             facts[name] |= {"width": next(iter(_counts(view, plain, kind))), "sizes": _sizes(dense[kind])}
+        facts[name] |= _route_facts(view, which, list(whole.values()), dense)
         if narrow and which == "attn":
             twin = stock_layers[narrow[0]].get_submodule(silent)
             facts[name] |= _own_counts(view.branch(whole[narrow[0]], which), twin, sizes[narrow[0]])
+    return facts
+
+
+def _route_facts(view: View, which: Sublayer, layers: list[int], dense: dict[str, Axis]) -> dict[str, Any]:
+    """Say which modules of a branch read and write the stream, and with which parameters, where any does so in part."""
+    keys = {key for index in layers for key in _routes(view, index)}
+    family, facts = view.family, dict[str, Any]()
+    first = family.up if which == "mlp" and family.mlp is None else family.attn if which == "attn" else family.mlp
+    last = family.attn if which == "attn" else family.mlp or family.down
+    for side, name, module, kind in (("in", "reads", first, "read"), ("out", "writes", last, "write")):
+        if f"{which}_{side}" in keys:
+            sizes = [{"param": slot.param, "dim": slot.dim} for slot in dense[f"{which}.{kind}"].slots]
+            facts[name] = {"features": f"{which}_{side}", "module": module, "sizes": sizes}
     return facts
 
 

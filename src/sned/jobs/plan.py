@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sned.checkpoint.folders import atomic_folder, check_output
-from sned.jobs.session import Recorder, Session, job_facts, open_model, read_text, spare_source, unfinished_work
+from sned.jobs.session import (
+    Recorder,
+    Session,
+    free_memory,
+    job_facts,
+    open_model,
+    read_text,
+    spare_source,
+    unfinished_work,
+)
 from sned.plans.store import save_plan
 from sned.runtime.method import Method, find_method
 from sned.runtime.planner import check_budget, check_kind, make_plan
@@ -90,4 +99,5 @@ def run_method(
             journal=journal,
             progress=session.progress,
             cost=session.cost,
+            free_memory=free_memory(view.device),
         )

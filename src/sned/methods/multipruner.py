@@ -80,7 +80,7 @@ def multipruner(
     parts = _parse_split(split or _default_split(view), view)
     if parts[2]:
         warn_of_inexact_heads(ctx)
-    present = [name for name in view.geometry.axes if is_present(view, name)]
+    present = [a.name for a in view.geometry.axes.values() if a.kind in (MLP, HEADS) and is_present(view, a.name)]
     orders = units_by_magnitude(view, present) if reorder else {name: list(view.alive[name]) for name in present}
     narrow = Widths(view, orders, group_sizes(view, mlp_group, attn_group))
     searching = Search(ctx, search, objective, confidence)

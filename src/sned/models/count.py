@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from sned.models.family import Sublayer
@@ -82,6 +85,24 @@ def layer_kv_values(view: View, index: int) -> int:
         return 2
     groups = len(view.alive[f"layers.{index}.attn.group"])
     return 2 * groups * view.geometry.head_dim
+
+
+def layer_params(view: View, index: int, kept: Mapping[str, Any]) -> Any:
+    """Count the parameters of a layer if only so many units of some axes, by name, were kept of those that are there.
+
+    Numbers may be tensors, in which the count is then differentiable.
+    """
+    gone: dict[tuple[str, int], Any] = {}
+    for axis in [a for a in view.geometry.axes.values() if a.layer == index and a.name in kept]:
+        lost = len(view.alive[axis.name]) - kept[axis.name]
+        for slot in axis.slots:
+            place = slot.param, slot.dim
+            gone[place] = gone.get(place, 0) + lost * slot.block
+    sizes = [
+        math.prod(length - gone.get((name, dim), 0) for dim, length in enumerate(param.shape))
+        for name, param in view.layer(index).named_parameters()
+    ]
+    return sum(sizes)
 
 
 def branch_counts(view: View, layer: int, which: Sublayer) -> Counts:

@@ -11,7 +11,7 @@ import torch
 
 from sned.errors import PlanError, UnsupportedModelError
 from sned.models.bits import unpack
-from sned.models.geometry import is_conv1d, path
+from sned.models.geometry import is_conv1d, writer
 
 if TYPE_CHECKING:
     from sned.models.family import Sublayer
@@ -116,8 +116,7 @@ def masking(view: View, layer: int, param: str, gone: torch.Tensor) -> Edit:
 
 def output_projection(view: View, which: Sublayer) -> str:
     """Return the name, within a layer, of the linear module whose output a sublayer adds to the stream."""
-    family = view.family
-    return path(family.attn, family.o) if which == "attn" else path(family.mlp, family.down)
+    return writer(view.family, which)
 
 
 def refit_obstacle(view: View, which: Sublayer) -> str | None:
@@ -127,6 +126,8 @@ def refit_obstacle(view: View, which: Sublayer) -> str | None:
         return f"the norm {post} stands between its output projection and the residual stream"
     if which == "mlp" and view.family.experts:
         return "it is a mixture of experts"
+    if any(view.writes_in_part(layer, which) for layer in view.layers):
+        return "some write only to some features of the residual stream"
     return None
 
 

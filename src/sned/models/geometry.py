@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from sned.models.family import Family
+    from sned.models.family import Family, Sublayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +39,27 @@ class Slot:
 class Axis:
     """A set of units that must be kept or cut together.
 
-    Multiplying the input of the module `tap` by 0 or 1 per unit (each unit owns `tap_block` consecutive
-    features) is equivalent to the cut.
+    Multiplying the input of each module in `taps`, or its output where `tap_output` says so, by 0 or 1 per unit (each
+    unit owns `tap_block` consecutive features) is equivalent to the cut.
     """
 
     name: str
     layer: int
     size: int
     slots: tuple[Slot, ...]
-    tap: str
+    taps: tuple[str, ...]
     tap_block: int
+    tap_output: bool = False
 
     @property
     def kind(self) -> str:
         """The axis name without its layer, such as `mlp.hidden`."""
         return self.name.split(".", 2)[2]
+
+    @property
+    def which(self) -> Sublayer:
+        """The sublayer whose units they are."""
+        return "attn" if self.kind.startswith("attn") else "mlp"
 
 
 @dataclass(frozen=True)
@@ -103,17 +109,33 @@ def n_kv_groups(config: PretrainedConfig) -> int:
 
 
 def build_axes(layer: nn.Module, index: int, family: Family, ratio: int, head_dim: int) -> list[Axis]:
-    """Return the axes of one layer: its KV groups of `ratio` query heads, and its MLP channels.
+    """Return the axes of one layer: KV groups, MLP channels, and the features of the stream that both branches use.
 
-    A mixture of experts has no MLP axis; what was already removed or replaced has none either.
+    A group has `ratio` query heads. A mixture of experts has no MLP axes; what was removed or replaced has none at all.
     """
     weights = {name for name, _ in layer.named_parameters()}
     axes: list[Axis] = []
     if f"{path(family.attn, family.o)}.weight" in weights:
         axes.append(_group_axis(layer, index, family, ratio, head_dim))
+        axes += _stream_axes(layer, index, family, "attn")
     if not family.experts and f"{path(family.mlp, family.down)}.weight" in weights:
         axes.append(_mlp_axis(layer, index, family))
+        axes += _stream_axes(layer, index, family, "mlp")
     return axes
+
+
+def readers(family: Family, which: Sublayer) -> tuple[str, ...]:
+    """Return the linear modules of a sublayer that read what enters it, relative to the layer."""
+    if which == "attn":
+        names = [family.qkv] if family.qkv else [family.q, family.k, family.v]
+        return tuple(path(family.attn, name) for name in names)
+    names = [family.gate_up] if family.gate_up else [name for name in (family.gate, family.up) if name]
+    return tuple(path(family.mlp, name) for name in names)
+
+
+def writer(family: Family, which: Sublayer) -> str:
+    """Return the linear module whose output a sublayer adds to the stream, relative to the layer."""
+    return path(family.attn, family.o) if which == "attn" else path(family.mlp, family.down)
 
 
 def path(*parts: str | None) -> str:
@@ -141,6 +163,20 @@ def _in_features(layer: nn.Module, name: str) -> int:
     return layer.get_parameter(f"{name}.weight").shape[0 if is_conv1d(layer.get_submodule(name)) else 1]
 
 
+def _stream_axes(layer: nn.Module, index: int, family: Family, which: Sublayer) -> list[Axis]:
+    """Return the axes whose units are the features of the stream that a sublayer reads, and those that it writes."""
+    taps, end = readers(family, which), writer(family, which)
+    read = [slot for tap in taps for slot in _linear_slots(layer, tap, output=False, parts=[(0, 1)])]
+    write = _linear_slots(layer, end, output=True, parts=[(0, 1)])
+    weight = layer.get_parameter(f"{end}.weight")
+    n_written = weight.shape[1 if is_conv1d(layer.get_submodule(end)) else 0]
+    name = f"layers.{index}.{which}"
+    return [
+        Axis(f"{name}.read", index, _in_features(layer, taps[0]), tuple(read), taps, 1),
+        Axis(f"{name}.write", index, n_written, tuple(write), (end,), 1, tap_output=True),
+    ]
+
+
 def _mlp_axis(layer: nn.Module, index: int, family: Family) -> Axis:
     down = path(family.mlp, family.down)
     size = _in_features(layer, down)
@@ -150,7 +186,7 @@ def _mlp_axis(layer: nn.Module, index: int, family: Family) -> Axis:
     else:
         for role in filter(None, (family.gate, family.up)):
             slots += _linear_slots(layer, path(family.mlp, role), output=True, parts=[(0, 1)])
-    return Axis(f"layers.{index}.mlp.hidden", index, size, tuple(slots), down, 1)
+    return Axis(f"layers.{index}.mlp.hidden", index, size, tuple(slots), (down,), 1)
 
 
 def _group_axis(layer: nn.Module, index: int, family: Family, ratio: int, width: int) -> Axis:
@@ -176,4 +212,4 @@ def _group_axis(layer: nn.Module, index: int, family: Family, ratio: int, width:
     if family.full_qk_norm:
         slots.append(Slot(path(family.attn, "q_norm.weight"), 0, 0, ratio * width))
         slots.append(Slot(path(family.attn, "k_norm.weight"), 0, 0, width))
-    return Axis(f"layers.{index}.attn.group", index, groups, tuple(slots), out, ratio * width)
+    return Axis(f"layers.{index}.attn.group", index, groups, tuple(slots), (out,), ratio * width)

@@ -4,9 +4,10 @@ This file is shipped beside the weights of models that stock classes cannot hold
 transformers, and never imports sned.
 
 What differs by layer stands in the config under `per_layer_config`, in the schema of transformers: the family's own
-names of widths and head counts, and `skip` for a branch that is gone. What that schema cannot say stands under
-`sned_layers`: where the layers are, what stands for removed ones, which modules a branch consists of, and which
-parameters its width is a size of.
+names of widths and head counts, `skip` for a branch that is gone, and `attn_in`, `attn_out`, `mlp_in` and `mlp_out`
+for the features of the residual stream that a branch reads and writes, one bit each in hexadecimal. What that schema
+cannot say stands under `sned_layers`: where the layers are, what stands for removed ones, which modules a branch
+consists of, and which parameters its width is a size of.
 """
 
 from __future__ import annotations
@@ -113,6 +114,78 @@ class StandIn(nn.Module):
         return (mapped, None) if self.returns_tuple else mapped
 
 
+class Features:
+    """Some features of the residual stream, in ascending order: what a branch reads, or writes.
+
+    No buffer: whoever loads a checkpoint would miss it, or cast it. Where the features follow each other, reading
+    them copies nothing. Gathering and scattering are the fastest of torch's ways to do it on a CPU, above all in bf16.
+    """
+
+    def __init__(self, features: Sequence[int], width: int) -> None:
+        self.features = tuple(features)
+        self.width = width
+        self.first = self.features[0]
+        self.together = self.features[-1] - self.first + 1 == len(self.features)
+        self._places: dict[torch.device, torch.Tensor] = {}
+
+    @classmethod
+    def from_bits(cls, bits: str, width: int) -> Features:
+        """Return the features whose bits are set in a hexadecimal number, feature 0 being the lowest."""
+        mask = int(bits, 16)
+        return cls([i for i in range(width) if mask >> i & 1], width)
+
+    @property
+    def bits(self) -> str:
+        """The hexadecimal number in which their bits are set."""
+        return f"{sum(1 << i for i in self.features):x}"
+
+    def _on(self, device: torch.device) -> torch.Tensor:
+        if device not in self._places:
+            self._places[device] = torch.tensor(self.features, device=device)
+        return self._places[device]
+
+    def take(self, stream: torch.Tensor) -> torch.Tensor:
+        """Return these features `[..., features]` of a stream `[..., width]`."""
+        if self.together:
+            return stream.narrow(-1, self.first, len(self.features))
+        return stream.gather(-1, self._on(stream.device).expand(*stream.shape[:-1], -1))
+
+    def put(self, values: torch.Tensor) -> torch.Tensor:
+        """Return a stream `[..., width]` that is zero but for these features `[..., features]`."""
+        if self.together:
+            return nn.functional.pad(values, (self.first, self.width - self.first - len(self.features)))
+        zeros = values.new_zeros(*values.shape[:-1], self.width)
+        return zeros.scatter(-1, self._on(values.device).expand_as(values), values)
+
+
+class _Routed:
+    """Mixed into a branch, or its first and last projection, that reads and writes some features of the stream."""
+
+    reads: Features | None = None
+    writes: Features | None = None
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the module on the features that it reads of `[..., hidden]`, and spread out what it returns."""
+        read = hidden_states if self.reads is None else self.reads.take(hidden_states)
+        out = super().forward(read, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.writes is None:
+            return out
+        return (self.writes.put(out[0]), *out[1:]) if isinstance(out, tuple) else self.writes.put(out)
+
+
+@cache
+def _routed(stock: type) -> type:
+    return type(f"Routed{stock.__name__}", (_Routed, stock), {"__module__": __name__})
+
+
+def route(module: Any, **features: Features) -> None:
+    """Let a module read (`reads`) or write (`writes`) some features of the stream, for which its weights are cut."""
+    if not isinstance(module, _Routed):
+        module.__class__ = _routed(type(module))
+    for name, chosen in features.items():
+        setattr(module, name, chosen)
+
+
 def rebuild(model: nn.Module, config: Any) -> None:
     """Give a freshly built stock model, or its bare decoder, the layers that its config describes."""
     facts = getattr(config, FACTS)
@@ -127,8 +200,10 @@ def rebuild(model: nn.Module, config: Any) -> None:
         for branch, silence in (("attention", NoMixer(index)), ("mlp", NoMLP())):
             if branch in own.get("skip", []):
                 _silence(layers[index], silence, facts[branch])
-            elif facts.get(branch, {}).get("width") in own:
+                continue
+            if facts.get(branch, {}).get("width") in own:
                 _narrow(layers[index], config, own, facts[branch])
+            _reroute(layers[index], config.hidden_size, own, facts.get(branch, {}))
     for index, own in stand_ins.items():
         layers[index] = StandIn(own["spec"], own["shape"], index, returns_tuple=facts["returns_tuple"])
 
@@ -145,16 +220,8 @@ def _narrow(layer: nn.Module, config: Any, own: dict[str, Any], facts: dict[str,
     units = own[facts["width"]]
     gone = getattr(config, facts["width"]) - units
     for size in facts["sizes"]:
-        owner, _, leaf = size["param"].rpartition(".")
-        module: Any = layer.get_submodule(owner)
-        old = getattr(module, leaf)
-        dim = size["dim"]
-        kept = old.data.narrow(dim, 0, old.shape[dim] - gone * size["per_unit"]).clone()
-        setattr(module, leaf, nn.Parameter(kept, requires_grad=old.requires_grad))
-        if leaf == "weight" and isinstance(module, nn.Linear):
-            module.out_features, module.in_features = kept.shape
-        elif leaf == "weight" and type(module).__name__ == "Conv1D":
-            module.nx, module.nf = kept.shape
+        length = layer.get_parameter(size["param"]).shape[size["dim"]] - gone * size["per_unit"]
+        _shorten(layer, size["param"], size["dim"], length)
     branch: Any = layer.get_submodule(facts["module"])
     for name, per_unit in facts.get("attributes", {}).items():
         setattr(branch, name, units * per_unit)
@@ -162,6 +229,31 @@ def _narrow(layer: nn.Module, config: Any, own: dict[str, Any], facts: dict[str,
         branch.config = copy.copy(branch.config)
         for name, per_unit in facts["own_config"].items():
             setattr(branch.config, name, units * per_unit)
+
+
+def _reroute(layer: nn.Module, hidden: int, own: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Let a branch read and write only the features of the stream that its layer's config names, if it names some."""
+    for name in ("reads", "writes"):
+        bits = own.get(facts.get(name, {}).get("features"))
+        if bits is None:
+            continue
+        chosen = Features.from_bits(bits, hidden)
+        for size in facts[name]["sizes"]:
+            _shorten(layer, size["param"], size["dim"], len(chosen.features))
+        route(layer.get_submodule(facts[name]["module"]), **{name: chosen})
+
+
+def _shorten(layer: nn.Module, param: str, dim: int, length: int) -> None:
+    """Cut a parameter to a length along a dimension, and tell its module."""
+    owner, _, leaf = param.rpartition(".")
+    module: Any = layer.get_submodule(owner)
+    old = getattr(module, leaf)
+    kept = old.data.narrow(dim, 0, length).clone()
+    setattr(module, leaf, nn.Parameter(kept, requires_grad=old.requires_grad))
+    if leaf == "weight" and isinstance(module, nn.Linear):
+        module.out_features, module.in_features = kept.shape
+    elif leaf == "weight" and type(module).__name__ == "Conv1D":
+        module.nx, module.nf = kept.shape
 
 
 class _UnevenConfig:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sned.errors import PlanError, UnsupportedModelError
-from sned.models.modeling_sned import NoMixer, NoMLP, StandIn
+from sned.models.modeling_sned import Features, NoMixer, NoMLP, StandIn, route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -77,7 +77,7 @@ def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
         PlanError: a unit does not exist, or none of those still there would be kept.
         UnsupportedModelError: heads of a model with ALiBi are to be cut.
     """
-    require_sublayer(view, axis.layer, "attn" if axis.kind.startswith("attn") else "mlp")
+    require_sublayer(view, axis.layer, axis.which)
     if axis.kind == "attn.group" and getattr(view.model.config, "alibi", False):
         raise UnsupportedModelError(
             "this model biases its attention by the number of the head (ALiBi), so no head can be cut.",
@@ -94,6 +94,8 @@ def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
     view.alive[axis.name] = tuple(alive[position] for position in current)
     if axis.kind == "attn.group":
         _set_head_counts(view, axis.layer, len(current))
+    elif axis.kind.endswith((".read", ".write")) and len(current) < len(alive):
+        _route(view, axis, current)
 
 
 def replace(view: View, layers: Sequence[int], spec: str, tensor: torch.Tensor) -> None:
@@ -185,6 +187,20 @@ def _cut(axis: Axis, n_alive: int, current: list[int]) -> Edit:
             weights[param] = weights[param].index_select(dim, index.to(weights[param].device))
 
     return change
+
+
+def _route(view: View, axis: Axis, current: list[int]) -> None:
+    """Let a sublayer read or write only so many of the features of the stream that it does now, given by position."""
+    hidden = view.geometry.hidden
+    if axis.kind.endswith("read"):
+        module: Any = view.gateway(axis.layer, axis.which)
+        before = getattr(module, "reads", None)
+    else:
+        module = view.branch(axis.layer, axis.which)
+        before = getattr(module, "writes", None)
+    features = range(hidden) if before is None else before.features
+    chosen = Features([features[position] for position in current], hidden)
+    route(module, **{"reads" if axis.kind.endswith("read") else "writes": chosen})
 
 
 def _set_head_counts(view: View, layer: int, groups: int) -> None:

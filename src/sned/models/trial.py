@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sned.models.forward import answering
-from sned.models.modeling_sned import NoMixer, NoMLP
+from sned.models.modeling_sned import Features, NoMixer, NoMLP
 from sned.models.modeling_sned import stand_in as mapped
 from sned.models.surgery import require_consecutive, require_shape, require_sublayer
 
@@ -60,17 +60,28 @@ def bypass(view: View, layer: int, which: Sublayer) -> Iterator[None]:
 @contextmanager
 def gate(view: View, axis: Axis, mask: torch.Tensor) -> Iterator[None]:
     """Multiply the units of an axis by `mask` `[axis.size]`, in base units; differentiable in the mask."""
-    require_sublayer(view, axis.layer, "attn" if axis.kind.startswith("attn") else "mlp")
+    require_sublayer(view, axis.layer, axis.which)
     factors = mask[list(view.alive[axis.name])].repeat_interleave(axis.tap_block)
 
-    def scale(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0] * factors.to(args[0]), *args[1:])
+    def scaled(values: torch.Tensor, features: Features | None) -> torch.Tensor:
+        # a module that picks its features out of the stream itself meets the whole of it
+        return values * (factors if features is None else features.put(factors)).to(values)
 
-    handle = view.layer(axis.layer).get_submodule(axis.tap).register_forward_pre_hook(scale)
-    try:
+    def scale_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (scaled(args[0], getattr(module, "reads", None)), *args[1:])
+
+    def scale_output(module: nn.Module, _args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+        return scaled(out, getattr(module, "writes", None))
+
+    with ExitStack() as stack:
+        for tap in axis.taps:
+            module = view.layer(axis.layer).get_submodule(tap)
+            if axis.tap_output:
+                handle = module.register_forward_hook(scale_output)
+            else:
+                handle = module.register_forward_pre_hook(scale_input)
+            stack.callback(handle.remove)
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -174,7 +174,22 @@ class View:
             return f"the norm {self.family.mlp_post} stands between its MLP and the residual stream"
         if self.is_replaced(index) or isinstance(self.branch(index, "mlp"), NoMLP):
             return "it has no MLP any more"
+        if self.writes_in_part(index, "mlp"):
+            return "its MLP writes only to some features of the residual stream"
         return None
+
+    def writes_in_part(self, index: int, which: Sublayer) -> bool:
+        """Tell whether a sublayer is there, and adds to some features of the residual stream only."""
+        if not self.has_branch(index, which):
+            return False
+        return getattr(self.branch(index, which), "writes", None) is not None
+
+    def gateway(self, index: int, which: Sublayer) -> nn.Module:
+        """Return the module whose input is what a sublayer reads."""
+        family = self.family
+        if which == "mlp" and family.mlp is None:
+            return self.layer(index).get_submodule(family.up)
+        return self.branch(index, which)
 
     def has_branch(self, index: int, which: Sublayer) -> bool:
         """Tell whether a present layer still has its attention or its MLP."""
@@ -262,15 +277,16 @@ class View:
     def move_mlp(self, giver: int, taker: int) -> None:
         """Move the MLP of a layer, with its norms, into a layer that has none; the giver must then be dropped.
 
-        The taker's MLP axis becomes that of the giver, and its units are those of the giver.
+        The taker's MLP axes become those of the giver, and their units are those of the giver.
         """
         names = self.parts(giver, "mlp")
         for name in names:
             setattr(self.layer(taker), name, getattr(self.layer(giver), name))
-        old, new = f"layers.{giver}.mlp.hidden", f"layers.{taker}.mlp.hidden"
-        axis = replace(self.geometry.axes[old], name=new, layer=taker)
-        self.geometry = replace(self.geometry, axes={**self.geometry.axes, new: axis})
-        self.alive[new] = self.alive.pop(old)
+        for axis in [a for a in self.geometry.axes.values() if a.layer == giver and a.which == "mlp"]:
+            new = f"layers.{taker}.{axis.kind}"
+            moved = replace(axis, name=new, layer=taker)
+            self.geometry = replace(self.geometry, axes={**self.geometry.axes, new: moved})
+            self.alive[new] = self.alive.pop(axis.name)
         self.changed |= {taker}
         if self._source is not None:
             read, inside = self.reader(giver), tuple(f"{name}." for name in names)

@@ -225,7 +225,7 @@ class _Remains:
                         remains._remove(layer, "attn", "mlp")
                 case DropSublayer():
                     remains._remove(op.layer, op.which)
-                case Keep():
+                case Keep() if op.axis.split(".", 2)[2] in AXES.values():
                     remains.kept[op.axis] = set(op.units) & remains.kept.get(op.axis, set(op.units))
                 case _:
                     raise PlanError(f"the published formats cannot say this: {op.describe()}")

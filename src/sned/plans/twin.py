@@ -43,13 +43,13 @@ def random_twin(ops: Iterable[Op], geometry: Geometry, generator: torch.Generato
     if whole:
         twin.append(DropLayers(layers=tuple(whole)))
     twin += [DropSublayer(layer=i, which=which) for which, layers in gone.items() for i in layers]
-    for kind, sizes in shape.sizes().items():
-        lost = gone["attn" if kind.startswith("attn") else "mlp"]
-        homes = [i for i in range(geometry.n_layers) if i not in {*ends, *whole, *lost}]
-        for layer, size in zip(_shuffled(homes, generator), sizes, strict=False):
-            axis = geometry.axes[f"layers.{layer}.{kind}"]
-            units = _shuffled(list(range(axis.size)), generator)[:size]
-            twin.append(Keep(axis=axis.name, units=tuple(units)))
+    for which, trimmed in shape.trimmed().items():
+        homes = [i for i in range(geometry.n_layers) if i not in {*ends, *whole, *gone[which]}]
+        for layer, sizes in zip(_shuffled(homes, generator), trimmed, strict=False):
+            for kind, size in sizes.items():
+                axis = geometry.axes[f"layers.{layer}.{kind}"]
+                units = _shuffled(list(range(axis.size)), generator)[:size]
+                twin.append(Keep(axis=axis.name, units=tuple(units)))
     return twin
 
 
@@ -87,15 +87,16 @@ class _Shape:
     def touched(self) -> set[int]:
         return self.layers | self.attn | self.mlp | {int(name.split(".")[1]) for name in self.kept}
 
-    def sizes(self) -> dict[str, list[int]]:
-        """Return how many units are kept of each trimmed axis that remains, by kind."""
-        out: dict[str, list[int]] = {}
+    def trimmed(self) -> dict[Sublayer, list[dict[str, int]]]:
+        """Return how many units are kept of the trimmed axes of each attention and each MLP that remains, by kind."""
+        found: dict[Sublayer, dict[int, dict[str, int]]] = {"attn": {}, "mlp": {}}
         for name, units in self.kept.items():
             _, layer, kind = name.split(".", 2)
-            lost = self.attn if kind.startswith("attn") else self.mlp
+            which: Sublayer = "attn" if kind.startswith("attn") else "mlp"
+            lost = self.attn if which == "attn" else self.mlp
             if int(layer) not in self.layers | lost:
-                out.setdefault(kind, []).append(len(units))
-        return out
+                found[which].setdefault(int(layer), {})[kind] = len(units)
+        return {which: list(sizes.values()) for which, sizes in found.items()}
 
 
 def _require_equal_layers(geometry: Geometry) -> None:

@@ -42,6 +42,7 @@ class Context:
         dense: The model as it was before the method began.
         scores: What explains the method's choice, kept in the plan beside its ops; JSON.
         generator: The only source of randomness; seeded by `seed`.
+        free_memory: Bytes that may be used beside the model, as far as is known.
     """
 
     view: View
@@ -54,6 +55,7 @@ class Context:
     scores: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
+    free_memory: int | None = None
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)

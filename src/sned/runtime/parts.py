@@ -74,7 +74,7 @@ def unit_worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
     ]
     for axis, n, norm in zip(axes, sizes, ctx.collect(*received), strict=True):
         with view.materialised(axis.layer) as block:
-            reader = next(m for m in matrices(view, axis.layer) if m.module == axis.tap)
+            reader = next(m for m in matrices(view, axis.layer) if m.module == axis.taps[0])
             worths[axis.name] = unit_norms(reader.of(block), norm, n)
     return worths
 

@@ -35,15 +35,29 @@ def make_plan(
     journal: Journal | None = None,
     progress: Progress = SILENT,
     cost: Cost | None = None,
+    free_memory: int | None = None,
 ) -> Plan:
     """Plan with one method; afterwards the view shows the pruned model.
 
     Each op is applied before the method goes on, so that one-shot, greedy and layer-by-layer methods are written
     alike.
 
+    Args:
+        view: The model; it is cut.
+        method: The method.
+        tokens: Calibration text, if it looks at any.
+        budget: How much to remove.
+        options: Of the method.
+        source: Where the model came from.
+        seed: Of every random choice.
+        journal: Keeps what a resumed run needs.
+        progress: Told of what goes on.
+        cost: Counts the layers run.
+        free_memory: Bytes that may be used beside the model; None to try what it takes.
+
     Raises:
         BudgetError: the method cannot meet the budget.
-        ConfigError: an option or the kind of budget does not suit the method.
+        ConfigError: an option or the kind of budget does not suit the method, or memory is short.
         DataError: the method needs calibration tokens and there are none.
         NumericalError: an activation or a system of equations is not finite.
     """
@@ -51,7 +65,7 @@ def make_plan(
     budget = check_budget(view, method, budget, parsed)
     amount = {"goal": goal_of(budget, view.geometry)} if method.takes_goal else {"layers": budget.layers}
     base, dense = Base.of(view, source), Size.of(count(view))
-    context = Context(view, view.fork(), tokens, seed, journal or Journal(), progress)
+    context = Context(view, view.fork(), tokens, seed, journal or Journal(), progress, free_memory=free_memory)
     if cost is not None:
         context.cost = cost
     for op in method.run(context, **amount, **parsed):

@@ -37,7 +37,7 @@ def unit_magnitudes(axis: Axis, weights: Mapping[str, torch.Tensor]) -> torch.Te
         axis: The axis, in base coordinates.
         weights: The tensors of its layer, by layer-relative name; units that were cut are absent.
     """
-    reader = next(slot for slot in axis.slots if slot.param == f"{axis.tap}.weight")
+    reader = next(slot for slot in axis.slots if slot.param == f"{axis.taps[0]}.weight")
     n_units = weights[reader.param].shape[reader.dim] // reader.block
     total = torch.zeros(n_units, dtype=torch.float64)
     for slot in axis.slots:

@@ -132,7 +132,7 @@ class _Run:
     ) -> None:
         self.task, self.tokens, self.held_out, self.schedule = task, tokens, held_out, schedule
         self.seed, self.progress = seed, progress
-        self.params = task.masters.parameters
+        self.params = task.parameters
         self.best = {name: param.detach().clone() for name, param in self.params.items()}
         self.optimizer = torch.optim.AdamW(
             self.params.values(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
@@ -162,7 +162,7 @@ class _Run:
         """Take one step of the optimiser and return the loss before it; none is taken if that is not finite."""
         self.optimizer.zero_grad()
         total, batches = 0.0, _batches(ids)
-        for batch, loss in zip(batches, self.task.losses(batches), strict=True):
+        for batch, loss in zip(batches, self.task.losses(batches, self.step), strict=True):
             share = loss * (len(batch) / len(ids))
             share.backward()
             total += float(share.detach())
@@ -178,7 +178,7 @@ class _Run:
     def _evaluate(self) -> None:
         """Measure the held-out loss, keep the weights if they are the best so far, and see whether to go on."""
         batches = _batches(self.held_out.ids)
-        losses = zip(batches, self.task.losses(batches), strict=True)
+        losses = zip(batches, self.task.losses(batches, None), strict=True)
         held_out = sum(float(loss) * len(batch) for batch, loss in losses) / len(self.held_out)
         trained = sum(self.since) / len(self.since) if self.since else math.nan
         seen = min(self.step * self.schedule.batch, len(self.tokens) * self.schedule.epochs) * self.tokens.length

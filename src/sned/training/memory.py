@@ -86,6 +86,29 @@ def require_memory(view: View, names: Names, rank: int | None, length: int, free
     )
 
 
+def require_memory_for_gates(view: View, net: torch.nn.Module | None, length: int, free: int) -> None:
+    """Refuse to go back through the whole model to gates if that does not fit into so many free bytes.
+
+    Args:
+        view: A loaded view.
+        net: What is trained to set the gates, if anything is.
+        length: Tokens in a window.
+        free: Bytes.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    layers = len(view.layers) * _kept_for_the_way_back(view, windows_together(length), length)
+    trained = 0 if net is None else sum(_PER_NUMBER * p.numel() for p in net.parameters())
+    if (need := layers + trained + _LOGITS * view.geometry.vocab) > free:
+        shorter = f"--seq-len {BATCH_TOKENS}, or " if length > BATCH_TOKENS else ""
+        raise ConfigError(
+            f"gradients through {len(view.layers)} layers need about {need / 1e9:.1f} GB beside the model, "
+            f"and {free / 1e9:.1f} GB are free",
+            hint=f"{shorter}a method that needs no gradients: policygrad, wandasp, multipruner",
+        )
+
+
 def _of_numbers(view: View, layer: int, names: list[str], rank: int | None) -> int:
     """Return the bytes that the trained numbers of a layer take, and the weights that they are turned into."""
     total = 0

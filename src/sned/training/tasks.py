@@ -18,6 +18,8 @@ from sned.training.losses import StateLoss, cross_entropy, divergence, states_ap
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from torch import nn
+
     from sned.models.view import View
     from sned.training.losses import Pieces
     from sned.training.masters import Masters
@@ -28,12 +30,19 @@ _PIECE = 256
 
 
 class Task(Protocol):
-    """Judges batches of windows, differentiably in its masters."""
+    """Judges batches of windows, differentiably in what is trained."""
 
-    masters: Masters
+    parameters: dict[str, nn.Parameter]
+    """What the optimiser moves, by name."""
 
-    def losses(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yield the mean loss per token of each batch `[windows, tokens]`."""
+    def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
+        """Yield the mean loss per token of each batch `[windows, tokens]`.
+
+        Args:
+            batches: The text.
+            step: Which step of the optimiser it is for, from which all chance must follow; None to judge, by which
+                nothing is left to chance.
+        """
         ...
 
 
@@ -64,12 +73,13 @@ class SpanTask:
             loss: How far states are apart.
             cost: Counts the layers run.
         """
-        self.masters, self._dense, self._student = masters, Sweep(dense, cost), LayerRunner(student)
+        self.masters, self.parameters = masters, masters.parameters
+        self._dense, self._student = Sweep(dense, cost), LayerRunner(student)
         self._sites = tuple(Site("resid", boundary) for boundary in span)
         self._layers, self._cost = list(layers), cost
         self._loss: StateLoss = loss
 
-    def losses(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
         """Yield the mean loss per token of each batch `[windows, tokens]`."""
         for ids in {tuple(ids.shape): ids for ids in batches}.values():
             self._student.enter(ids.to(self._student.view.device))  # learns what layers receive for this shape
@@ -82,6 +92,53 @@ class SpanTask:
         for layer in self._layers:
             hidden = self._student.layer(layer, hidden)
         return states_apart(self._loss, hidden, targets)
+
+
+class Predictions:
+    """What a model in memory predicts, differentiably, of which few logits exist at a time."""
+
+    def __init__(self, view: View, cost: Cost) -> None:
+        """Prepare to run it.
+
+        Raises:
+            ConfigError: the model is streamed.
+        """
+        if view.streamed:
+            raise ConfigError("training through a whole model needs it in memory", hint="give --stream off")
+        self.runner, self._cost = LayerRunner(view), cost
+        self._plain: bool | None = None
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return what the last layer returns for `[windows, tokens]`."""
+        states = self.runner.enter(ids)
+        for layer in self.runner.view.active:
+            states = self.runner.layer(layer, states)
+            self._cost.forward_layer_tokens += ids.numel()
+        return states
+
+    def cross_entropy(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss per token of windows `[windows, tokens]`, in nats."""
+        return cross_entropy(self.pieces(ids, self.hidden(ids)), ids)
+
+    def pieces(self, ids: torch.Tensor, hidden: torch.Tensor, runner: LayerRunner | None = None) -> Pieces:
+        """Return what makes the logits of all tokens, a few at a time where the head is a plain matrix.
+
+        Args:
+            ids: The tokens.
+            hidden: What the last layer returned for them.
+            runner: That of another model of the same kind, if it is not this one's.
+        """
+        runner = runner or self.runner
+        if self._plain is None:
+            self._plain = head_is_plain(Sweep(self.runner.view), ids, hidden.detach())
+        if self._plain:
+            head: Any = runner.view.model.get_output_embeddings()
+            return [(head, states) for states in runner.before_head(ids, hidden).flatten(0, 1).split(_PIECE)]
+
+        def make(window: torch.Tensor) -> Any:
+            return lambda states: runner.leave(window, states)[0]
+
+        return [(make(w), states) for w, states in zip(ids.split(1), hidden.split(1), strict=True)]
 
 
 class ModelTask:
@@ -100,32 +157,26 @@ class ModelTask:
         Raises:
             ConfigError: the student is streamed.
         """
-        if student.streamed:
-            raise ConfigError("training through a whole model needs it in memory", hint="give --stream off")
-        self.masters, self._student, self._loss, self._cost = masters, LayerRunner(student), loss, cost
+        self.masters, self.parameters, self._loss = masters, masters.parameters, loss
+        self._student = Predictions(student, cost)
         self._teacher = None if teacher is None or loss == "ce" else Sweep(teacher, cost)
-        self._plain: bool | None = None
 
-    def losses(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
         """Yield the mean loss per token of each batch `[windows, tokens]`."""
         taught = None if self._teacher is None else self._teacher.final(batches)
         for ids in batches:
             target = None if taught is None else next(taught)[1]
-            moved = ids.to(self._student.view.device)
+            moved = ids.to(self._student.runner.view.device)
             yield self.masters.run(lambda ids=moved, target=target: self._judge(ids, target))
 
     def _judge(self, ids: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-        student = self._student
-        hidden = student.enter(ids)
-        for layer in student.view.active:
-            hidden = student.layer(layer, hidden)
-            self._cost.forward_layer_tokens += ids.numel()
         if target is None:
-            return cross_entropy(self._pieces(student, ids, hidden), ids)
+            return self._student.cross_entropy(ids)
+        hidden = self._student.hidden(ids)
         if self._loss == "states":
-            ours, theirs = student.before_head(ids, hidden), self._before_head(ids, target)
+            ours, theirs = self._student.runner.before_head(ids, hidden), self._before_head(ids, target)
             return states_apart("nmse", ours, theirs)
-        return divergence(self._pieces(student, ids, hidden), self._their_pieces(ids, target), ids)
+        return divergence(self._student.pieces(ids, hidden), self._their_pieces(ids, target), ids)
 
     @torch.no_grad()
     def _before_head(self, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -133,22 +184,9 @@ class ModelTask:
 
     @torch.no_grad()
     def _their_pieces(self, ids: torch.Tensor, target: torch.Tensor) -> Pieces:
-        return self._pieces(self._taught, ids, target)
+        return self._student.pieces(ids, target, self._taught)
 
     @property
     def _taught(self) -> LayerRunner:
         assert self._teacher is not None  # noqa: S101 - states of a teacher are there only if it is
         return self._teacher.runner
-
-    def _pieces(self, runner: LayerRunner, ids: torch.Tensor, hidden: torch.Tensor) -> Pieces:
-        """Return what makes the logits of all tokens, a few at a time where the head is a plain matrix."""
-        if self._plain is None:
-            self._plain = head_is_plain(Sweep(self._student.view), ids, hidden.detach())
-        if self._plain:
-            head: Any = runner.view.model.get_output_embeddings()
-            return [(head, states) for states in runner.before_head(ids, hidden).flatten(0, 1).split(_PIECE)]
-
-        def make(window: torch.Tensor) -> Any:
-            return lambda states: runner.leave(window, states)[0]
-
-        return [(make(w), states) for w, states in zip(ids.split(1), hidden.split(1), strict=True)]

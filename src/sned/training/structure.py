@@ -1,0 +1,213 @@
+"""Learning which units a model needs: gates on its axes, a network that sets them, and the text that judges it.
+
+The model's own weights are left alone. May import `models`, `runtime` and its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from sned.errors import BudgetError, ConfigError, NumericalError
+from sned.models import trial
+from sned.models.count import count, layer_params
+from sned.runtime.greedy import out_of_reach
+from sned.runtime.widths import is_present
+from sned.score.binarise import logistic_noise, sampled, settled
+from sned.score.rounding import default_step, meet_budget, nearest_widths
+from sned.training.hypernetwork import HyperNetwork
+from sned.training.loop import train
+from sned.training.memory import require_memory_for_gates
+from sned.training.tasks import Predictions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sned.models.geometry import Axis
+    from sned.models.view import View
+    from sned.runtime.context import Context
+    from sned.runtime.sweep import Cost
+    from sned.score.binarise import Estimator
+    from sned.training.schedule import Schedule
+
+START = 3.0
+"""Logits to begin with: everything is open."""
+FAR = 0.05
+"""Logarithm of the ratio by which learned parameters may miss the aim without a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Units that are kept or cut on all of its axes alike.
+
+    Attributes:
+        name: How scores name it.
+        axes: Of one size.
+        units: The base numbers of the units that are there.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What learning is after.
+
+    Attributes:
+        params: How many parameters the layers should be left with.
+        weight: How much it counts to miss that, against the loss: a nat per unit of the logarithm of the ratio.
+        how: How masks are drawn.
+        temperature: How much is left to chance.
+    """
+
+    params: int
+    weight: float
+    how: Estimator
+    temperature: float
+
+
+class StructureTask:
+    """A frozen model with gates, and the network that sets them."""
+
+    def __init__(self, view: View, gates: Sequence[Gate], net: HyperNetwork, aim: Aim, cost: Cost, seed: int) -> None:
+        """Prepare to learn.
+
+        Raises:
+            ConfigError: the model is streamed.
+        """
+        self.parameters = dict(net.named_parameters())
+        self._view, self._gates, self._net, self._aim, self._seed = view, gates, net, aim, seed
+        self._model = Predictions(view, cost)
+
+    def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
+        """Yield the mean loss per token of each batch `[windows, tokens]`, and with it what missing the aim costs."""
+        for number, ids in enumerate(batches):
+            masks = self._masks(step, number)
+            with gated(self._view, self._gates, masks):
+                loss = self._model.cross_entropy(ids.to(self._view.device))
+            hard = [mask if self._aim.how != "soft" else _rounded(mask) for mask in masks]
+            yield loss + self._aim.weight * self._miss(hard).to(loss.device)
+
+    def _masks(self, step: int | None, number: int) -> list[torch.Tensor]:
+        logits, aim = self._net(), self._aim
+        if step is None:
+            return [settled(own) for own in logits]
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) * 1_009 + number)
+        return [sampled(own, logistic_noise(len(own), generator), aim.temperature, aim.how) for own in logits]
+
+    def _miss(self, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return `|log(parameters / those aimed at)|` of the layers under hard masks."""
+        kept = [mask.double().sum() for mask in masks]
+        return (body_params(self._view, self._gates, kept) / self._aim.params).log().abs()
+
+
+def _rounded(mask: torch.Tensor) -> torch.Tensor:
+    """Return a relaxed mask made hard, with the gradient of the relaxed one."""
+    return mask.round() + (mask - mask.detach())
+
+
+def gated(view: View, gates: Sequence[Gate], masks: Sequence[torch.Tensor]) -> ExitStack:
+    """Return a context in which each gate multiplies its units by its mask, `[units]`; differentiable."""
+    stack = ExitStack()
+    for gate, mask in zip(gates, masks, strict=True):
+        size = gate.axes[0].size
+        whole = mask.to(view.device)
+        if len(gate.units) < size:
+            whole = whole.new_zeros(size).scatter(0, torch.tensor(gate.units, device=whole.device), whole)
+        for axis in gate.axes:
+            stack.enter_context(trial.gate(view, axis, whole))
+    return stack
+
+
+def body_params(view: View, gates: Sequence[Gate], kept: Sequence[Any]) -> Any:
+    """Return how many parameters the layers have when so many units of each gate are kept; tensors give a tensor."""
+    by_axis: dict[str, Any] = {axis.name: n for gate, n in zip(gates, kept, strict=True) for axis in gate.axes}
+    return sum(layer_params(view, index, by_axis) for index in view.layers)
+
+
+def find_gates(view: View, structure: Literal["free", "shared", "mlp"]) -> list[Gate]:
+    """Return the gates on what is there, in the order in which a token meets them.
+
+    Args:
+        view: The view.
+        structure: `free`: on what every attention and MLP reads and writes, and on every MLP's channels; `shared`:
+            one for all that is read and written; `mlp`: on channels alone.
+
+    Raises:
+        BudgetError: there is nothing to gate.
+        ConfigError: one gate is to serve branches that read or write different features already.
+    """
+    kinds = ("attn.read", "attn.write", "mlp.read", "mlp.hidden", "mlp.write")
+    axes = [
+        view.axis(f"layers.{i}.{kind}")
+        for i in view.layers
+        for kind in kinds
+        if (kind == "mlp.hidden" or structure != "mlp") and is_present(view, f"layers.{i}.{kind}")
+    ]
+    gates = [Gate(axis.name, (axis,), view.alive[axis.name]) for axis in axes]
+    if not gates:
+        raise BudgetError("no attention or MLP is left that could be made narrower")
+    if structure != "shared":
+        return gates
+    stream = [gate for gate in gates if not gate.name.endswith("hidden")]
+    if any(gate.units != stream[0].units or gate.axes[0].size != stream[0].axes[0].size for gate in stream):
+        raise ConfigError("branches read or write different features already", hint="use structure=free")
+    shared = Gate("stream", tuple(gate.axes[0] for gate in stream), stream[0].units)
+    return [shared, *(gate for gate in gates if gate.name.endswith("hidden"))]
+
+
+def learn(ctx: Context, gates: Sequence[Gate], aim: Aim, schedule: Schedule) -> list[torch.Tensor]:
+    """Return the logits of being kept of every gate, `[units]` each, learned from the calibration text.
+
+    `ctx.scores["training"]` keeps how it went. The user is told if the budget was missed by far.
+
+    Raises:
+        ConfigError: the model is streamed, or memory is short.
+        DataError: there is too little text.
+        NumericalError: training finds nothing better than it began with before it diverges.
+    """
+    net = HyperNetwork([len(gate.units) for gate in gates], start=START, seed=ctx.seed)
+    task = StructureTask(ctx.view, gates, net, aim, ctx.cost, ctx.seed)
+    if ctx.free_memory is not None:
+        require_memory_for_gates(ctx.view, net, ctx.calibration.length, ctx.free_memory)
+    key: list[Any] = [*ctx.state(None), "structure", [gate.name for gate in gates], asdict(aim)]
+    found = train(ctx, task, "ce", schedule, key)
+    if found.ended == "diverged" and not found.best:
+        raise NumericalError("training diverged, or its loss is NaN", hint="try a lower rate, or --dtype fp32")
+    with torch.no_grad():
+        logits = net()
+    left = int(body_params(ctx.view, gates, [int((own > 0).sum()) for own in logits]))
+    ctx.scores["training"]["left"] = left
+    if abs(math.log(left / aim.params)) > FAR:
+        ctx.progress.warn(
+            f"training settled at {left:,} parameters in the layers instead of {aim.params:,}: what is cut to get "
+            f"there was not learned. Raise weight ({aim.weight:g}) or epochs ({schedule.epochs})"
+        )
+    return logits
+
+
+def settle(
+    ctx: Context, gates: Sequence[Gate], logits: Sequence[torch.Tensor], params: int, step: int | None
+) -> list[int]:
+    """Return how many units each gate keeps: as learned, rounded, then moved until `params` are not exceeded."""
+    steps = [step or default_step(gate.axes[0].size) for gate in gates]
+    widths = nearest_widths(logits, steps)
+    return meet_budget(logits, widths, steps, params, lambda found: int(body_params(ctx.view, gates, found)))
+
+
+def require_reachable(ctx: Context, gates: Sequence[Gate], params: int, step: int | None) -> None:
+    """Make sure that the layers can be left with so few parameters.
+
+    Raises:
+        BudgetError: they cannot; the closest reachable budget is named.
+    """
+    least = [min(len(gate.units), step or default_step(gate.axes[0].size)) for gate in gates]
+    body = count(ctx.view).body_params
+    if (fewest := int(body_params(ctx.view, gates, least))) > params:
+        raise out_of_reach(ctx, body - params, body - fewest)
