@@ -54,6 +54,22 @@ def test_later_ops_come_on_top() -> None:
     assert layer_states(plan(*trimmed, DropLayers(layers=[1])))[1] == LayerState("removed", "removed", "removed")
 
 
+def test_features_of_the_stream_are_told_apart_from_units() -> None:
+    ops = [
+        Keep(axis="layers.1.mlp.read", units=range(5)),
+        Keep(axis="layers.1.mlp.hidden", units=range(9)),
+        Keep(axis="layers.1.attn.write", units=[1, 3]),
+    ]
+    state = layer_states(plan(*ops))[1]
+    assert (state.attn, state.mlp, state.attn_units, state.mlp_units) == ("trimmed", "trimmed", "", "0-8")
+    assert state.features == (("mlp.read", "0-4"), ("attn.write", "1,3"))
+    assert state.note == "9 mlp units kept; mlp reads 5 features, attn writes 2 features"
+    gone = layer_states(plan(*ops, DropSublayer(layer=1, which="mlp")))[1]
+    assert gone.features == (("attn.write", "1,3"),)
+    (difference,) = diff_plans(plan(*ops), plan(*ops[:2], Keep(axis="layers.1.attn.write", units=[1, 4])))
+    assert ("attn.write 1,3" in difference.first, "attn.write 1,4" in difference.second) == (True, True)
+
+
 def test_a_layer_that_lost_both_parts_is_gone() -> None:
     lost = [DropSublayer(layer=3, which="mlp"), DropSublayer(layer=3, which="attn")]
     whole = layer_states(plan(DropLayers(layers=[3])))[3]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.planning import plan_on
+from kit.reports import report
 from kit.tiny import make_model
 from pydantic import ValidationError
 
@@ -22,22 +23,6 @@ if TYPE_CHECKING:
 def policy(losses: Sequence[float], objective: str = "perplexity") -> dict[str, Any]:
     rows = [{"step": i, "loss": loss} for i, loss in enumerate(losses, 1)]
     return {"objective": objective, "parts": 720, "masks": 4, "steps": rows}
-
-
-def report(**blocks: Any) -> Report:
-    params = {"dense": 1000, "pruned": 800, "removed": 0.2, "body_removed": 0.25}
-    sizes = {"dense": 1000, "pruned": 800}
-    model = {"source": "tiny", "family": "llama", "fingerprint": "ab" * 32, "params": params}
-    data = {
-        "schema": 1,
-        "sned": "0.1.0",
-        "command": "sned prune tiny",
-        "method": "policygrad",
-        "options": {},
-        "seed": 0,
-        "model": model | {"flops_per_token": sizes, "kv_bytes_per_token": sizes},
-    }
-    return Report.model_validate(data | blocks)
 
 
 def test_every_step_of_a_plan_is_in_the_data() -> None:

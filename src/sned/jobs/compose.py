@@ -112,11 +112,15 @@ def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]
             left, size = len(parse_span(units)), geometry.axes[f"layers.{layer}.{kind}"].size
             shares[f"{part}_left"] = left / size
             words.append(f"{left:,} of {size:,} {unit} kept")
+    for kind, units in state.features:
+        part, verb = kind.split(".")
+        left = f"{len(parse_span(units)):,} of {geometry.axes[f'layers.{layer}.{kind}'].size:,} features"
+        words.append(f"{'attention' if part == 'attn' else 'MLP'} {verb}s {left}")
     if state.merged:
         words.append(f"merged with layers {state.merged}")
     if state.refitted:
         words.append("refitted")
-    return shares | {"note": "; ".join(words)} if shares else {}
+    return shares | {"note": "; ".join(words)} if shares or state.features else {}
 
 
 def _kind(state: str, cut: dict[str, Any]) -> str:

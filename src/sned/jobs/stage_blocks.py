@@ -17,6 +17,8 @@ def of_stages(plan: Plan) -> dict[str, Any]:
         blocks["evolution"] = _evolution(evolved[-1])
     if learned := [stage for stage in plan.stages if "learning" in stage.scores]:
         blocks["policy"] = _policy(learned[-1])
+    if shaped := [stage for stage in plan.stages if "structure" in stage.scores]:
+        blocks["structure"] = _structure(shaped[-1])
     if valued := [stage for stage in plan.stages if "values" in stage.scores]:
         blocks["worth"] = _worth(valued[-1])
     if maps := [row for stage in plan.stages for row in stage.scores.get("stand_ins", [])]:
@@ -66,12 +68,22 @@ def _worth(stage: Stage) -> dict[str, Any]:
     return {"objective": objective, **stage.scores["valuation"], "units": stage.scores["values"]}
 
 
+def _structure(stage: Stage) -> dict[str, Any]:
+    """Return how gates were learned, and what they kept."""
+    found = stage.scores["structure"]
+    return _curve(stage, found) | {name: found[name] for name in ("aimed", "learned", "kept")}
+
+
 def _training(stage: Stage) -> dict[str, Any]:
     """Return how the training of a stage went."""
     found = stage.scores["training"]
+    return _curve(stage, found) | {"loss": found["loss"]}
+
+
+def _curve(stage: Stage, found: dict[str, Any]) -> dict[str, Any]:
     rows = [
         {"step": int(step), "tokens": int(tokens), "loss": loss, "held_out": held_out}
         for step, tokens, loss, held_out in found["curve"]
     ]
-    kept = {name: found[name] for name in ("loss", "tokens", "best_step", "ended")}
+    kept = {name: found[name] for name in ("tokens", "best_step", "ended")}
     return {"stage": stage.method, "options": dict(stage.options), "curve": rows} | kept

@@ -17,7 +17,10 @@ from sned.score.binarise import Estimator
 from sned.score.rounding import kept_units
 from sned.training.options import Batch, Epochs, Rate
 from sned.training.schedule import Schedule
-from sned.training.structure import Aim, find_gates, learn, require_reachable, settle
+from sned.training.structure import Aim, Sides, find_gates, learn, require_reachable, settle
+
+EVALUATIONS = 8
+"""The held-out loss is measured so often; training never ends early, for while the budget tightens the loss rises."""
 
 
 @method(
@@ -38,6 +41,10 @@ def displlm(
         "reinmax"
     ),
     weight: Annotated[float, Field(gt=0), "of missing the budget, against the loss (lambda)"] = 6.0,
+    sides: Annotated[Sides, "what misses the budget: too many parameters, or too few as well, as published"] = "above",
+    ramp: Annotated[
+        float, Field(ge=0, le=1), "share of the steps in which the budget tightens; 0 as published: all at once"
+    ] = 0.7,
     temperature: Annotated[float, Field(gt=0), "the lower, the less masks are left to chance"] = 0.4,
     epochs: Epochs = 4,
     batch: Batch = 1,
@@ -49,17 +56,20 @@ def displlm(
     The model is frozen, and what it is left with is the model's own weights: the stream stays as wide as it was, no
     head goes, and the cache of keys and values stays as large.
 
-    Departures: chances are sigmoids, whose noise has no bias; the inputs of the network are fixed; what is cut follows
-    from the logits, not from one more draw: widths are rounded, then moved a step at a time until the budget is met.
-    A mask of the MLP acts once, on what its output projection reads. Parameters are counted as they are, KV heads,
-    biases and norms included.
+    Departures: to be below the budget costs nothing, and the budget tightens as training goes on (`sides`, `ramp`):
+    pulled to both sides, as published, what is useless is pushed up and down with all the rest, and stays. Chances are
+    sigmoids, whose noise has no bias; the inputs of the network are fixed; what is cut follows from the logits, not
+    from one more draw: widths are rounded, then moved a step at a time until the budget is met. A mask of the MLP acts
+    once, on what its output projection reads. Parameters are counted as they are: KV heads, biases and norms included.
     """
     require_channels(ctx.view)
     gates = find_gates(ctx.view, structure)
     left = count(ctx.view).body_params - (goal.params or 0)
     require_reachable(ctx, gates, left, step)
-    schedule = Schedule(batch=batch, epochs=epochs, lr=rate, warmup=0.0, weight_decay=0.05)
-    logits = learn(ctx, gates, Aim(left, weight, masks, temperature), schedule)
+    schedule = Schedule(
+        batch, epochs, rate, warmup=0.0, weight_decay=0.05, evaluations=EVALUATIONS, patience=EVALUATIONS
+    )
+    logits = learn(ctx, gates, Aim(left, weight, sides, ramp, masks, temperature), schedule)
     for gate, width, own in zip(gates, settle(ctx, gates, logits, left, step), logits, strict=True):
         if width < len(gate.units):
             units = tuple(gate.units[place] for place in kept_units(own, width))

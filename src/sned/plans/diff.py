@@ -25,6 +25,8 @@ class LayerState:
     attn_units: str = ""
     """The units kept of a trimmed sublayer, as a span."""
     mlp_units: str = ""
+    features: tuple[tuple[str, str], ...] = ()
+    """Which features of the stream a sublayer reads and writes, where not all: the kind of axis, and a span."""
     refitted: bool = False
     """Some of its weights have new values."""
     zeros: float = 0.0
@@ -47,6 +49,7 @@ class Difference:
 def layer_states(plan: Plan) -> list[LayerState]:
     """Return what a plan leaves of every base layer."""
     states: list[dict[str, Any]] = [{} for _ in range(plan.base.n_layers)]
+    features: list[dict[str, tuple[int, ...]]] = [{} for _ in states]
     refitted: set[int] = set()
     for op in plan.ops:
         match op:
@@ -56,10 +59,13 @@ def layer_states(plan: Plan) -> list[LayerState]:
             case DropSublayer():
                 states[op.layer][op.which] = "removed"
             case Keep():
-                _, index, which, _ = op.axis.split(".")
+                _, index, which, what = op.axis.split(".")
                 states[int(index)][which] = "trimmed"
-                states[int(index)]["note"] = f"{len(op.units)} {which} units kept"
-                states[int(index)][f"{which}_units"] = format_span(op.units)
+                if what in ("read", "write"):
+                    features[int(index)][f"{which}.{what}"] = op.units
+                else:
+                    states[int(index)]["note"] = f"{len(op.units)} {which} units kept"
+                    states[int(index)][f"{which}_units"] = format_span(op.units)
             case Fold():
                 states[op.layer] |= {"layer": "folded", "note": "a linear map is folded into its MLP"}
             case Replace():
@@ -72,6 +78,12 @@ def layer_states(plan: Plan) -> list[LayerState]:
         if state.get("attn") == state.get("mlp") == "removed" and state.get("layer") != "replaced":
             state.clear()  # nothing is left of it, whatever was done to it before
             state.update(layer="removed", attn="removed", mlp="removed")
+    for state, found in zip(states, features, strict=True):
+        left = {kind: units for kind, units in found.items() if state.get(kind.partition(".")[0]) == "trimmed"}
+        if left:
+            words = ", ".join(f"{kind.replace('.', ' ')}s {len(units)} features" for kind, units in left.items())
+            spans = tuple((kind, format_span(units)) for kind, units in left.items())
+            _remark(state, words, features=spans)
     for i, (merged, note) in _merges(plan).items():
         _remark(states[i], note, merged=merged)
     for i in refitted:
@@ -130,6 +142,7 @@ def _words(state: LayerState) -> str:
         return f"replaced by {state.stand_in}" if state.stand_in else state.layer
     sublayers = (("attn", state.attn, state.attn_units), ("mlp", state.mlp, state.mlp_units))
     parts = [f"{name} {value} {units}".strip() for name, value, units in sublayers if value != "kept"]
+    parts += [f"{kind} {span}" for kind, span in state.features]
     zeros = [f"{state.zeros:.1%} zero"] if state.zeros else []
     merged = [f"merged with {state.merged}"] if state.merged else []
     return ", ".join([state.layer, *parts, *merged, *["refitted"] * state.refitted, *zeros])

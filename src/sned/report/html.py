@@ -19,6 +19,7 @@ from sned.report import (
     policy_picture,
     repair_picture,
     search_picture,
+    structure_picture,
     svg,
     tasks,
     trained,
@@ -147,6 +148,11 @@ def _pictures(report: Report) -> dict[str, Any]:
         drawn["front"] = search_picture.front(report.evolution, report.model.params.dense)
     if report.policy:
         drawn["policy"] = policy_picture.policy(report.policy)
+    if shaped := report.structure:
+        drawn["structure"] = structure_picture.structure(shaped, len(report.stack) or 1 + shaped.kept[-1].layer)
+        if training_picture.can_be_drawn(shaped):
+            title, unit = "Loss and missed budget", "nats per token"
+            drawn["gates"] = training_picture.curve(shaped, title, unit, "The loss while gates were learned", "gates")
     if report.worth:
         depth = len(report.stack) or 1 + max(unit.layer for unit in report.worth.units)
         drawn["worth"] = worth_picture.worth(report.worth, depth)

@@ -47,7 +47,7 @@ from sned.report.blocks import (
     Verify,
 )
 from sned.report.task_blocks import Tasks, TaskStability
-from sned.report.training_blocks import Policy, Training
+from sned.report.training_blocks import Policy, Structure, Training
 from sned.report.worth_blocks import Merged, StandIn, Valued, Worth
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "Speed",
     "StandIn",
     "Step",
+    "Structure",
     "TaskStability",
     "Tasks",
     "Text",
@@ -128,6 +129,7 @@ class Report(Block):
     search: Search | None = None
     evolution: Evolution | None = None
     policy: Policy | None = None
+    structure: Structure | None = None
     worth: Worth | None = None
     stand_ins: list[StandIn] | None = None
     merges: list[Merged] | None = None

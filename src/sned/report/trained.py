@@ -8,7 +8,7 @@ from sned.report import numbers
 
 if TYPE_CHECKING:
     from sned.report.schema import Report
-    from sned.report.training_blocks import Training, TrainingPoint
+    from sned.report.training_blocks import Curve, Training, TrainingPoint
 
 _HEAL = "heal"
 _LOSSES = {
@@ -68,7 +68,7 @@ def is_healed(report: Report) -> bool:
     return report.method == _HEAL
 
 
-def best(found: Training) -> TrainingPoint:
+def best(found: Curve) -> TrainingPoint:
     """Return the row whose weights were kept."""
     return next(point for point in found.curve if point.step == found.best_step)
 

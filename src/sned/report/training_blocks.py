@@ -18,19 +18,14 @@ class TrainingPoint(Block):
     held_out: float | None = Field(description="on windows kept out of training; null when it was not finite")
 
 
-class Training(Block):
-    """How one stage trained weights, and which step's it kept."""
+class Curve(Block):
+    """How something was trained by one stage, and which step's outcome was kept."""
 
     stage: str = Field(description="the method that trained")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="how it was asked")
-    loss: Literal["nmse", "mse", "cosine", "kl", "ce", "states"] = Field(
-        description="what was made small. Of the states after the cut, against the base's: nmse, a token's squared "
-        "distance / its square; mse, mean square of the entries; cosine, 1 - cosine. Of the last states: states, as "
-        "nmse. Of the predictions, in nats per token: kl, KL(base || model); ce, cross-entropy of the next token"
-    )
     tokens: Count = Field(description="tokens of the text that was trained on, each counted once")
     curve: list[TrainingPoint] = Field(min_length=1, description="the first row is from before training")
-    best_step: Count = Field(description="the step whose weights were kept, by held-out loss; 0: those from before")
+    best_step: Count = Field(description="the step whose outcome was kept, by held-out loss; 0: that from before")
     ended: Literal["done", "no better", "diverged"] = Field(
         description="done: all steps; no better: early, as the held-out loss no longer fell; diverged: stopped"
     )
@@ -40,6 +35,34 @@ class Training(Block):
         if self.best_step not in {point.step for point in self.curve}:
             raise ValueError(f"best_step {self.best_step} is no step of the curve")
         return self
+
+
+class Training(Curve):
+    """How one stage trained weights."""
+
+    loss: Literal["nmse", "mse", "cosine", "kl", "ce", "states"] = Field(
+        description="what was made small. Of the states after the cut, against the base's: nmse, a token's squared "
+        "distance / its square; mse, mean square of the entries; cosine, 1 - cosine. Of the last states: states, as "
+        "nmse. Of the predictions, in nats per token: kl, KL(base || model); ce, cross-entropy of the next token"
+    )
+
+
+class KeptShares(Block):
+    """What was kept of one layer."""
+
+    layer: Count
+    shares: dict[str, float] = Field(
+        description="of each axis: the features of the residual stream that attention (attn) and MLP read and write, "
+        "and the MLP's channels (mlp.hidden)"
+    )
+
+
+class Structure(Curve):
+    """How gates on a frozen model were learned; losses are cross-entropy plus the weighted miss of the budget."""
+
+    aimed: Count = Field(description="parameters that the layers were to be left with")
+    learned: Count = Field(description="those that the learned gates left, before widths were rounded to the budget")
+    kept: list[KeptShares] = Field(min_length=1, description="in the end, by layer")
 
 
 class PolicyStep(Block):

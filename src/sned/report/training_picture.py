@@ -14,7 +14,7 @@ from sned.report.svg import LIGHT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sned.report.training_blocks import Training
+    from sned.report.training_blocks import Curve, Training
 
 # Pixels: margins, the size of the curve, the room above it for the name of the best point, the line below the axis.
 _LEFT, _RIGHT, _TOP, _WIDTH, _HEIGHT, _NAME, _BELOW = 50, 14, 30, 496, 220, 30, -36
@@ -28,7 +28,7 @@ _TITLES = {
 }
 
 
-def can_be_drawn(found: Training) -> bool:
+def can_be_drawn(found: Curve) -> bool:
     """Tell whether there is a curve: two rows or more, and one of them finite."""
     return len(found.curve) > 1 and any(point.held_out is not None for point in found.curve)
 
@@ -39,6 +39,20 @@ def training(found: Training, name: str = "training") -> str:
     Args:
         found: The training; it can be drawn.
         name: Of this picture, for a page may have several.
+    """
+    title, unit = _TITLES[found.loss]
+    return curve(found, title, unit, f"Loss in training by {found.stage}, and on windows kept out of it", name)
+
+
+def curve(found: Curve, title: str, unit: str, alt: str, name: str) -> str:
+    """Draw a curve of training under a title, with the unit of its losses.
+
+    Args:
+        found: The curve; it can be drawn.
+        title: Of the picture.
+        unit: Of losses.
+        alt: What the picture is, for those who do not see it.
+        name: Of the picture.
     """
     held = [(point.tokens, point.held_out) for point in found.curve if point.held_out is not None]
     stairs = [(a.tokens, b.tokens, b.loss) for a, b in pairwise(found.curve) if b.loss is not None]
@@ -58,9 +72,8 @@ def training(found: Training, name: str = "training") -> str:
         axes.plot(lost, [0.94] * len(lost), "x", transform=axes.get_xaxis_transform(), **look)
         _name_best(axes, found)
         _explain(axes, bool(stairs), bool(lost))
-        title, unit = _TITLES[found.loss]
         svg.caption(axes, title, unit + (", log scale" if log else ""), indent=-_LEFT)
-        return svg.render(figure, name, f"Loss in training by {found.stage}, and on windows kept out of it")
+        return svg.render(figure, name, alt)
 
 
 def _leave_room(axes: Axes, values: list[float], log: bool) -> None:
@@ -82,7 +95,7 @@ def _count_tokens(axes: Axes, last: int) -> None:
     axes.xaxis.set_major_formatter(spelled)
 
 
-def _name_best(axes: Axes, found: Training) -> None:
+def _name_best(axes: Axes, found: Curve) -> None:
     """Mark the best point, and write its name above all curves with a thin line down to it."""
     point = trained.best(found)
     if point.held_out is None:

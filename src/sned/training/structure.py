@@ -20,8 +20,9 @@ from sned.runtime.widths import is_present
 from sned.score.binarise import logistic_noise, sampled, settled
 from sned.score.rounding import default_step, meet_budget, nearest_widths
 from sned.training.hypernetwork import HyperNetwork
-from sned.training.loop import train
+from sned.training.loop import fit
 from sned.training.memory import require_memory_for_gates
+from sned.training.options import held_out_part
 from sned.training.tasks import Predictions
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from sned.models.geometry import Axis
     from sned.models.view import View
     from sned.runtime.context import Context
-    from sned.runtime.sweep import Cost
     from sned.score.binarise import Estimator
     from sned.training.schedule import Schedule
 
+Sides = Literal["above", "both"]
 START = 3.0
 """Logits to begin with: everything is open."""
 FAR = 0.05
@@ -62,37 +63,48 @@ class Aim:
     Attributes:
         params: How many parameters the layers should be left with.
         weight: How much it counts to miss that, against the loss: a nat per unit of the logarithm of the ratio.
+        sides: Whether it counts to have too many (`above`), or too few as well (`both`).
+        ramp: Share of the steps in which the aim falls from all parameters to these.
         how: How masks are drawn.
         temperature: How much is left to chance.
     """
 
     params: int
-    weight: float
-    how: Estimator
-    temperature: float
+    weight: float = 6.0
+    sides: Sides = "above"
+    ramp: float = 0.0
+    how: Estimator = "reinmax"
+    temperature: float = 0.4
+
+    def at(self, progress: float, whole: int) -> float:
+        """Return the parameters aimed at after a share of the steps, by a model that had `whole` of them."""
+        share = 1.0 if self.ramp == 0 else min(1.0, progress / self.ramp)
+        return whole - share * (whole - self.params)
 
 
 class StructureTask:
     """A frozen model with gates, and the network that sets them."""
 
-    def __init__(self, view: View, gates: Sequence[Gate], net: HyperNetwork, aim: Aim, cost: Cost, seed: int) -> None:
-        """Prepare to learn.
+    def __init__(self, ctx: Context, gates: Sequence[Gate], net: HyperNetwork, aim: Aim, steps: int) -> None:
+        """Prepare to learn in so many steps.
 
         Raises:
             ConfigError: the model is streamed.
         """
         self.parameters = dict(net.named_parameters())
-        self._view, self._gates, self._net, self._aim, self._seed = view, gates, net, aim, seed
-        self._model = Predictions(view, cost)
+        self._gates, self._net, self._aim, self._steps = gates, net, aim, steps
+        self._view, self._seed, self._whole = ctx.view, ctx.seed, count(ctx.view).body_params
+        self._model = Predictions(ctx.view, ctx.cost)
 
     def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
         """Yield the mean loss per token of each batch `[windows, tokens]`, and with it what missing the aim costs."""
+        aim = self._aim.at(1.0 if step is None else (step + 1) / self._steps, self._whole)
         for number, ids in enumerate(batches):
             masks = self._masks(step, number)
             with gated(self._view, self._gates, masks):
                 loss = self._model.cross_entropy(ids.to(self._view.device))
             hard = [mask if self._aim.how != "soft" else _rounded(mask) for mask in masks]
-            yield loss + self._aim.weight * self._miss(hard).to(loss.device)
+            yield loss + self._aim.weight * self.miss(hard, aim).to(loss.device)
 
     def _masks(self, step: int | None, number: int) -> list[torch.Tensor]:
         logits, aim = self._net(), self._aim
@@ -101,10 +113,11 @@ class StructureTask:
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) * 1_009 + number)
         return [sampled(own, logistic_noise(len(own), generator), aim.temperature, aim.how) for own in logits]
 
-    def _miss(self, masks: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return `|log(parameters / those aimed at)|` of the layers under hard masks."""
+    def miss(self, masks: Sequence[torch.Tensor], aim: float) -> torch.Tensor:
+        """Return `log(parameters / those aimed at)` of the layers under hard masks: its size, or what is above zero."""
         kept = [mask.double().sum() for mask in masks]
-        return (body_params(self._view, self._gates, kept) / self._aim.params).log().abs()
+        excess = (body_params(self._view, self._gates, kept) / aim).log()
+        return excess.abs() if self._aim.sides == "both" else excess.clamp_min(0)
 
 
 def _rounded(mask: torch.Tensor) -> torch.Tensor:
@@ -165,7 +178,7 @@ def find_gates(view: View, structure: Literal["free", "shared", "mlp"]) -> list[
 def learn(ctx: Context, gates: Sequence[Gate], aim: Aim, schedule: Schedule) -> list[torch.Tensor]:
     """Return the logits of being kept of every gate, `[units]` each, learned from the calibration text.
 
-    `ctx.scores["training"]` keeps how it went. The user is told if the budget was missed by far.
+    `ctx.scores["structure"]` keeps how it went. The user is told if the budget was missed by far.
 
     Raises:
         ConfigError: the model is streamed, or memory is short.
@@ -173,17 +186,19 @@ def learn(ctx: Context, gates: Sequence[Gate], aim: Aim, schedule: Schedule) -> 
         NumericalError: training finds nothing better than it began with before it diverges.
     """
     net = HyperNetwork([len(gate.units) for gate in gates], start=START, seed=ctx.seed)
-    task = StructureTask(ctx.view, gates, net, aim, ctx.cost, ctx.seed)
+    task = StructureTask(ctx, gates, net, aim, schedule.steps(len(held_out_part(ctx.calibration)[0])))
     if ctx.free_memory is not None:
         require_memory_for_gates(ctx.view, net, ctx.calibration.length, ctx.free_memory)
     key: list[Any] = [*ctx.state(None), "structure", [gate.name for gate in gates], asdict(aim)]
-    found = train(ctx, task, "ce", schedule, key)
+    tokens, held_out = held_out_part(ctx.calibration)
+    found = fit(task, tokens, held_out, schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed)
     if found.ended == "diverged" and not found.best:
         raise NumericalError("training diverged, or its loss is NaN", hint="try a lower rate, or --dtype fp32")
     with torch.no_grad():
         logits = net()
     left = int(body_params(ctx.view, gates, [int((own > 0).sum()) for own in logits]))
-    ctx.scores["training"]["left"] = left
+    facts = {"tokens": tokens.n_tokens, "aimed": aim.params, "learned": left}
+    ctx.scores["structure"] = facts | found.as_scores()
     if abs(math.log(left / aim.params)) > FAR:
         ctx.progress.warn(
             f"training settled at {left:,} parameters in the layers instead of {aim.params:,}: what is cut to get "
@@ -195,10 +210,19 @@ def learn(ctx: Context, gates: Sequence[Gate], aim: Aim, schedule: Schedule) -> 
 def settle(
     ctx: Context, gates: Sequence[Gate], logits: Sequence[torch.Tensor], params: int, step: int | None
 ) -> list[int]:
-    """Return how many units each gate keeps: as learned, rounded, then moved until `params` are not exceeded."""
+    """Return how many units each gate keeps: as learned, rounded, then moved until `params` are not exceeded.
+
+    `ctx.scores["structure"]` keeps which share of every axis that is.
+    """
     steps = [step or default_step(gate.axes[0].size) for gate in gates]
     widths = nearest_widths(logits, steps)
-    return meet_budget(logits, widths, steps, params, lambda found: int(body_params(ctx.view, gates, found)))
+    widths = meet_budget(logits, widths, steps, params, lambda found: int(body_params(ctx.view, gates, found)))
+    rows: dict[int, dict[str, float]] = {}
+    for gate, width in zip(gates, widths, strict=True):
+        for axis in gate.axes:
+            rows.setdefault(axis.layer, {})[axis.kind] = width / axis.size
+    ctx.scores["structure"]["kept"] = [{"layer": layer, "shares": rows[layer]} for layer in sorted(rows)]
+    return widths
 
 
 def require_reachable(ctx: Context, gates: Sequence[Gate], params: int, step: int | None) -> None:
