@@ -1,7 +1,7 @@
 """Measures what sned promises of itself, as ratios to a stated floor taken in the same run.
 
-    python benchmarks/run.py [planning] [streaming] [decoding] [startup] [searching] [sparsity] [training]
-                             [quality]
+    python benchmarks/run.py [planning] [streaming] [decoding] [startup] [searching] [sparsity] [routing]
+                             [training] [quality]
 
 Without a name, all of them. Seconds depend on the machine; the ratios are what to compare.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import decoding
 import planning
 import quality
+import routing
 import searching
 import sparsity
 import startup
@@ -33,6 +34,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "decoding": decoding.measure,
     "searching": searching.measure,
     "sparsity": sparsity.measure,
+    "routing": routing.measure,
     "training": training.measure,
     "quality": quality.measure,
 }

@@ -13,7 +13,7 @@ from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, LAYERS, STAND_INS, 
 from sned.errors import PlanError, UnsupportedModelError
 from sned.models.geometry import path
 from sned.models.view import View
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Op, Replace
+from sned.plans.ops import AddBias, DropLayers, DropSublayer, Fold, Keep, Op, Replace
 from sned.runtime.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ WHOLE_LAYERS: dict[str, Op] = {
     "drop 0,2": DropLayers(layers=[0, 2]),
     "drop all but 4": DropLayers(layers=range(4)),
     **{f"no attention {i}": DropSublayer(layer=i, which="attn") for i in ENDS},
+    **{f"bias of attention {i}": AddBias(layer=i, which="attn", tensor="shift") for i in ENDS},
     "replace 2": Replace(layers=[2], tensor="map"),
     "replace 0-1": Replace(layers=[0, 1], tensor="map"),
     "replace 3-4": Replace(layers=[3, 4], tensor="map"),
@@ -45,6 +46,7 @@ WHOLE_LAYERS: dict[str, Op] = {
 }
 WITH_MLPS: dict[str, Op] = {
     **{f"no mlp {i}": DropSublayer(layer=i, which="mlp") for i in ENDS},
+    "bias of mlp 1": AddBias(layer=1, which="mlp", tensor="shift"),
     **{f"trim {i}": Keep(axis=f"layers.{i}.mlp.hidden", units=range(3, 40, 2)) for i in ENDS},
 }
 FOLDS: dict[str, Op] = {f"fold {i}": Fold(layer=i, tensor="map") for i in ENDS}

@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from sned.checkpoint.model import load
 from sned.checkpoint.native import propose
 from sned.checkpoint.save import save_model
-from sned.models import modeling_sned, surgery
+from sned.models import folding, modeling_sned, surgery
 from sned.models.modeling_sned import StandIn
 from sned.models.view import View
 
@@ -44,6 +44,10 @@ def mixed(view: View) -> None:
         groups = view.axis(f"layers.{layer}.attn.group")
         if groups.size > 1:
             surgery.keep(view, groups, range(1, groups.size))
+    biased: tuple[tuple[int, Sublayer], ...] = ((2, "attn"), (3, "attn"), (3, "mlp"), (4, "mlp"))
+    for layer, which in biased:
+        if which == "attn" or not view.family.experts:
+            folding.add_bias(view, layer, which, torch.linspace(-1, 1, HIDDEN))
     surgery.keep(view, view.axis("layers.2.attn.read"), range(5, 30))
     surgery.keep(view, view.axis("layers.3.attn.read"), range(0, HIDDEN, 2))
     surgery.keep(view, view.axis("layers.3.attn.write"), [0, 3, *range(7, 20)])

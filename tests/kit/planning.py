@@ -54,7 +54,7 @@ PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFU
 
 
 SHORT: dict[str, dict[str, Any]] = {
-    "displlm": {"epochs": 3, "rate": 0.02},
+    "displlm": {"epochs": 2, "rate": 0.02},
     "policygrad": {"epochs": 1},
     "zeroth": {"directions": 6},
 }

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from kit.tiny import LAYERS, make_model, save_model_folder
 
-from sned.jobs.forecast import dry_run, memory_needed, to_remove, trials
+from sned.jobs.forecast import dry_run, memory_needed, sweeps, to_remove, trials
 from sned.jobs.request import LoadRequest, PlanRequest, PruneRequest, TextRequest
 from sned.models.view import View
 from sned.plans.budget import Budget
 from sned.progress import SILENT
-from sned.runtime.method import find_method
+from sned.runtime.method import Method, all_methods, find_method
 from sned.runtime.trials import HELD_BYTES
 
 TEXT = TextRequest(("random",), 64, 16)
@@ -89,3 +89,15 @@ def test_a_search_needs_memory_for_its_candidates(tmp_path: Any, kind: type[Plan
     assert found["evaluation_tokens"] == (16_384 if kind is PruneRequest else 0)
     assert found["seconds"] > 0
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", all_methods(), ids=lambda method: method.name)
+def test_every_method_says_how_often_it_reads_the_text(method: Method) -> None:
+    assert sweeps(method, method.parse({})) >= 1
+
+
+def test_who_reads_it_again_and_again_says_so() -> None:
+    """In forward passes; the way back takes about as long as two."""
+    for name, options, least in (("policygrad", {"masks": 3}, 18), ("displlm", {"epochs": 6}, 18), ("taylor", {}, 3)):
+        method = find_method(name)
+        assert least <= sweeps(method, method.parse(options)) <= 1.5 * least

@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from sned.models import modeling_sned
+from sned.models.folding import output_projection
 from sned.models.geometry import build_axes
 from sned.models.modeling_sned import FACTS, PREFIX, Features, StandIn
 
@@ -211,6 +212,8 @@ def _facts(view: View, plain: Any, stock_layers: Any) -> dict[str, Any]:
     layers = list(view.layers)
     if stand_ins := _stand_ins(view):
         facts |= {"stand_ins": stand_ins, "returns_tuple": view.family.returns_tuple}
+    if biases := _added_biases(view, stock_layers):
+        facts["biases"] = biases
     whole = {position: index for position, index in enumerate(layers) if not view.is_replaced(index)}
     dense = _axes(view, stock_layers[0])
     for which, name, kind in _BRANCHES:
@@ -241,6 +244,18 @@ def _route_facts(view: View, which: Sublayer, layers: list[int], dense: dict[str
             sizes = [{"param": slot.param, "dim": slot.dim} for slot in dense[f"{which}.{kind}"].slots]
             facts[name] = {"features": f"{which}_{side}", "module": module, "sizes": sizes}
     return facts
+
+
+def _added_biases(view: View, stock_layers: Any) -> dict[str, list[str]]:
+    """Name the linear modules, by position of their layer, that have a bias and had none in the stock class."""
+    names = [output_projection(view, which) for which, _, _ in _BRANCHES]
+    added: dict[str, list[str]] = {}
+    for position, layer in enumerate(view.layers.values()):
+        here = dict(layer.named_parameters())
+        there = dict(stock_layers[position].named_parameters())
+        if own := [name for name in names if f"{name}.bias" in here and f"{name}.bias" not in there]:
+            added[str(position)] = own
+    return added
 
 
 def _stand_ins(view: View) -> list[dict[str, Any]]:

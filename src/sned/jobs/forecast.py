@@ -59,7 +59,7 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
         steps += ["evaluate", "save", "verify", "measure speed", "report"]
     tried = trials(view, method, budget, options)
     how = "exact" if "merge" in options else options.get("search", options.get("metric"))
-    passes = tried * SHARED[how] if how in SHARED else sweeps(options)
+    passes = tried * SHARED[how] if how in SHARED else sweeps(method, options)
     held = HELD_BYTES if how in SHARED else 0
     if budget.sparsity is not None:
         held = memory_to_sparsify(view, tokens)
@@ -91,14 +91,13 @@ def to_remove(view: View, budget: Budget) -> dict[str, Any]:
     return {"what": "parameters", "count": goal_of(budget, view.geometry).params, "of": view.geometry.n_params}
 
 
-def sweeps(options: Mapping[str, Any]) -> int:
+def sweeps(method: Method, options: Mapping[str, Any]) -> float:
     """Return about how many times a method that does not search runs the model over its calibration text.
 
-    Layers whose weights are set to zero are run before and after; an allocator looks at the dense model first. Who
-    learns from random masks tries some on each window, again and again.
+    Layers whose weights are set to zero are run before and after; an allocator looks at the dense model first.
     """
-    if "masks" in options:
-        return 1 + options["epochs"] * options["masks"]
+    if method.passes is not None:
+        return method.passes(options)
     if "allocate" not in options:
         return 1
     return 2 + read_allocator(options["allocate"])[0].needs_tokens

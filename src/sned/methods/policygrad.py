@@ -25,6 +25,7 @@ from sned.training.options import Batch, Epochs
     prunes="width",
     title="Bypass Back-propagation: Optimization-based Structural Pruning for LLMs via Policy Gradient",
     budgets=("remove",),
+    passes=lambda options: 1 + options["epochs"] * options["masks"],
 )
 def policygrad(
     ctx: Context,

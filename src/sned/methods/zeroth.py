@@ -32,6 +32,7 @@ COARSE = 10.0
     title="MINI-LLM: Memory-Efficient Structured Pruning for Large Language Models",
     budgets=("remove",),
     calibration_tokens=16_384,
+    passes=lambda options: 1 + options["directions"] / 8,  # each goes over a sixteenth of the text twice
 )
 def zeroth(
     ctx: Context,

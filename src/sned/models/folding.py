@@ -12,6 +12,8 @@ import torch
 from sned.errors import PlanError, UnsupportedModelError
 from sned.models.bits import unpack
 from sned.models.geometry import is_conv1d, writer
+from sned.models.matrices import matrices
+from sned.models.surgery import require_sublayer
 
 if TYPE_CHECKING:
     from sned.models.family import Sublayer
@@ -80,6 +82,38 @@ def setting(view: View, layer: int, param: str, values: torch.Tensor) -> Edit:
         weights[param] = values.to(old.device, old.dtype, copy=True)
 
     return change
+
+
+def add_bias(view: View, layer: int, which: Sublayer, vector: torch.Tensor) -> None:
+    """Add a constant vector to what the output projection of a sublayer returns, in float64.
+
+    Raises:
+        PlanError: the sublayer is gone, or the vector has another size.
+        UnsupportedModelError: the MLP is a mixture of experts.
+    """
+    require_bias_fits(view, layer, which, vector)
+    name = output_projection(view, which)
+
+    def change(weights: Weights) -> None:
+        weight, moved = weights[f"{name}.weight"], vector.double()
+        if f"{name}.bias" in weights:
+            moved = weights[f"{name}.bias"].double() + moved.to(weight.device)
+        weights[f"{name}.bias"] = moved.to(weight.device, weight.dtype)
+
+    view.edit(layer, change, structural=True)
+
+
+def require_bias_fits(view: View, layer: int, which: Sublayer, vector: torch.Tensor) -> None:
+    """Make sure that a vector can be added to what a sublayer's output projection returns.
+
+    Raises:
+        PlanError: the sublayer is gone, or the vector has another size.
+        UnsupportedModelError: the MLP is a mixture of experts.
+    """
+    require_sublayer(view, layer, which)
+    width = next(m for m in matrices(view, layer) if m.module == output_projection(view, which)).rows
+    if list(vector.shape) != [width]:
+        raise PlanError(f"the {which} of layer {layer} writes {width} features, not {list(vector.shape)}")
 
 
 def mask_weights(view: View, layer: int, param: str, gone: torch.Tensor) -> None:

@@ -204,6 +204,9 @@ def rebuild(model: nn.Module, config: Any) -> None:
             if facts.get(branch, {}).get("width") in own:
                 _narrow(layers[index], config, own, facts[branch])
             _reroute(layers[index], config.hidden_size, own, facts.get(branch, {}))
+    for index, names in facts.get("biases", {}).items():
+        for module in (layers[int(index)].get_submodule(name) for name in names):
+            module.bias = nn.Parameter(module.weight.new_zeros(module.out_features), requires_grad=False)
     for index, own in stand_ins.items():
         layers[index] = StandIn(own["spec"], own["shape"], index, returns_tuple=facts["returns_tuple"])
 

@@ -185,6 +185,9 @@ def _cut(axis: Axis, n_alive: int, current: list[int]) -> Edit:
         for (param, dim), slots in by_dim.items():
             index = torch.cat([rows(slot) for slot in slots])
             weights[param] = weights[param].index_select(dim, index.to(weights[param].device))
+        added = f"{axis.taps[0]}.bias"
+        if axis.tap_output and (added, 0) not in by_dim and added in weights:  # since the axis was made
+            weights[added] = weights[added].index_select(0, positions.to(weights[added].device))
 
     return change
 

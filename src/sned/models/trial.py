@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sned.models.folding import output_projection, require_bias_fits
 from sned.models.forward import answering
 from sned.models.modeling_sned import Features, NoMixer, NoMLP
 from sned.models.modeling_sned import stand_in as mapped
@@ -82,6 +83,23 @@ def gate(view: View, axis: Axis, mask: torch.Tensor) -> Iterator[None]:
                 handle = module.register_forward_pre_hook(scale_input)
             stack.callback(handle.remove)
         yield
+
+
+@contextmanager
+def shifted(view: View, layer: int, which: Sublayer, vector: torch.Tensor) -> Iterator[None]:
+    """Add a constant vector to what the output projection of a sublayer returns."""
+    require_bias_fits(view, layer, which, vector)
+    module = view.layer(layer).get_submodule(output_projection(view, which))
+
+    def shift(module: nn.Module, _args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+        features = getattr(module, "writes", None)
+        return out + (vector if features is None else features.put(vector)).to(out)
+
+    handle = module.register_forward_hook(shift)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

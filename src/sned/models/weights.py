@@ -28,8 +28,8 @@ class LiveWeights(MutableMapping[str, torch.Tensor]):
     def __setitem__(self, name: str, value: torch.Tensor) -> None:
         owner, _, leaf = name.rpartition(".")
         module: Any = self._layer.get_submodule(owner)
-        old: nn.Parameter = getattr(module, leaf)
-        setattr(module, leaf, nn.Parameter(value, requires_grad=old.requires_grad))
+        old: nn.Parameter | None = getattr(module, leaf)  # None for a bias that a linear module lacks
+        setattr(module, leaf, nn.Parameter(value, requires_grad=old is not None and old.requires_grad))
         if leaf == "weight" and isinstance(module, nn.Linear):
             module.out_features, module.in_features = value.shape
         elif leaf == "weight" and is_conv1d(module):

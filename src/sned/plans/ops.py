@@ -253,6 +253,31 @@ class SetWeight(_Op):
         return f"set {self.param} of layer {self.layer}"
 
 
+class AddBias(_Op):
+    """Add a constant vector to what a sublayer's output projection returns; it gets a bias if it has none.
+
+    The tensor has one entry for each feature that the projection writes when the op's turn comes.
+    """
+
+    op: Literal["add_bias"] = "add_bias"
+    layer: Index
+    which: Sublayer
+    tensor: str
+
+    @property
+    def touched(self) -> tuple[int, ...]:
+        return (self.layer,)
+
+    def apply(self, view: View, tensors: Tensors) -> None:
+        folding.add_bias(view, self.layer, self.which, _fetch(tensors, self.tensor))
+
+    def trial(self, view: View, tensors: Tensors) -> AbstractContextManager[None]:
+        return trial.shifted(view, self.layer, self.which, _fetch(tensors, self.tensor))
+
+    def describe(self) -> str:
+        return f"add a bias to the {self.which} of layer {self.layer}"
+
+
 class Mask(_Op):
     """Set single weights of a parameter to zero; it keeps the shape that it has when the op's turn comes.
 
@@ -282,7 +307,9 @@ class Mask(_Op):
         return f"set {self.zeros / max(1, self.of):.1%} of {self.param} of layer {self.layer} to zero"
 
 
-Op = Annotated[DropLayers | DropSublayer | Keep | Fold | Replace | Merge | SetWeight | Mask, Field(discriminator="op")]
+Op = Annotated[
+    DropLayers | DropSublayer | Keep | Fold | Replace | Merge | SetWeight | AddBias | Mask, Field(discriminator="op")
+]
 
 
 def _fetch(tensors: Tensors, reference: str) -> torch.Tensor:

@@ -40,6 +40,8 @@ class Method(Configurable):
     """How many it looks at unless told otherwise."""
     may_read_text: Callable[[Mapping[str, Any]], bool] | None = None
     """For a method that needs no text: which options make it look at some all the same."""
+    passes: Callable[[Mapping[str, Any]], float] | None = None
+    """About how many times it runs the text through the model, one way, with some options; unless said, once."""
 
     def reads_text(self, options: Mapping[str, Any]) -> bool:
         """Tell whether it looks at calibration text with these options, parsed."""
@@ -74,6 +76,7 @@ def method(
     budgets: tuple[BudgetKind, ...] = ("layers", "remove"),
     calibration_tokens: int = CALIBRATION_TOKENS,
     may_read_text: Callable[[Mapping[str, Any]], bool] | None = None,
+    passes: Callable[[Mapping[str, Any]], float] | None = None,
 ) -> Callable[[Callable[..., Iterator[Op]]], Method]:
     """Turn a generator of ops into a method.
 
@@ -86,11 +89,12 @@ def method(
             `layers` instead, the number of whole layers that meet the budget.
         calibration_tokens: How many tokens it looks at unless told otherwise.
         may_read_text: Where it needs no text: which options make it look at some all the same.
+        passes: About how many times it runs the text through the model, with some options; the way back counts twice.
     """
 
     def wrap(run: Callable[..., Iterator[Op]]) -> Method:
         name = run.__name__
-        return Method(name, run, title, paper, needs_tokens, prunes, budgets, calibration_tokens, may_read_text)
+        return Method(name, run, title, paper, needs_tokens, prunes, budgets, calibration_tokens, may_read_text, passes)
 
     return wrap
 

@@ -86,12 +86,12 @@ def require_memory(view: View, names: Names, rank: int | None, length: int, free
     )
 
 
-def require_memory_for_gates(view: View, net: torch.nn.Module | None, length: int, free: int) -> None:
+def require_memory_for_gates(view: View, trained: int, length: int, free: int) -> None:
     """Refuse to go back through the whole model to gates if that does not fit into so many free bytes.
 
     Args:
         view: A loaded view.
-        net: What is trained to set the gates, if anything is.
+        trained: How many numbers are trained to set the gates.
         length: Tokens in a window.
         free: Bytes.
 
@@ -99,8 +99,7 @@ def require_memory_for_gates(view: View, net: torch.nn.Module | None, length: in
         ConfigError: it does not fit.
     """
     layers = len(view.layers) * _kept_for_the_way_back(view, windows_together(length), length)
-    trained = 0 if net is None else sum(_PER_NUMBER * p.numel() for p in net.parameters())
-    if (need := layers + trained + _LOGITS * view.geometry.vocab) > free:
+    if (need := layers + _PER_NUMBER * trained + _LOGITS * view.geometry.vocab) > free:
         shorter = f"--seq-len {BATCH_TOKENS}, or " if length > BATCH_TOKENS else ""
         raise ConfigError(
             f"gradients through {len(view.layers)} layers need about {need / 1e9:.1f} GB beside the model, "

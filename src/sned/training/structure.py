@@ -14,12 +14,13 @@ import torch
 
 from sned.errors import BudgetError, ConfigError, NumericalError
 from sned.models import trial
-from sned.models.count import count, layer_params
+from sned.models.count import count, layer_params, units_counts
 from sned.runtime.greedy import out_of_reach
+from sned.runtime.sensitivity import gate_sensitivities
 from sned.runtime.widths import is_present
 from sned.score.binarise import logistic_noise, sampled, settled
 from sned.score.rounding import default_step, meet_budget, nearest_widths
-from sned.training.hypernetwork import HyperNetwork
+from sned.training.hypernetwork import STATES, HyperNetwork
 from sned.training.loop import fit
 from sned.training.memory import require_memory_for_gates
 from sned.training.options import held_out_part
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
     from sned.training.schedule import Schedule
 
 Sides = Literal["above", "both"]
-START = 3.0
-"""Logits to begin with: everything is open."""
+OPEN = 3.0
+"""Logits with which everything begins open."""
+DOUBT, SURE = 1.5, 4.0
+"""Logits that begin elsewhere: by how much those differ that are a standard deviation apart, and the most."""
 FAR = 0.05
 """Logarithm of the ratio by which learned parameters may miss the aim without a word."""
 
@@ -70,7 +73,7 @@ class Aim:
     """
 
     params: int
-    weight: float = 6.0
+    weight: float = 16.0
     sides: Sides = "above"
     ramp: float = 0.0
     how: Estimator = "reinmax"
@@ -175,20 +178,41 @@ def find_gates(view: View, structure: Literal["free", "shared", "mlp"]) -> list[
     return [shared, *(gate for gate in gates if gate.name.endswith("hidden"))]
 
 
-def learn(ctx: Context, gates: Sequence[Gate], aim: Aim, schedule: Schedule) -> list[torch.Tensor]:
+def starts_by_slope(ctx: Context, gates: Sequence[Gate], params: int) -> list[torch.Tensor]:
+    """Return logits to begin with, `[units]` for each gate, that keep what the loss answers to most per parameter.
+
+    The logarithm of what `taylor` ranks units by, moved so that the layers are left with `params`, in units of its own
+    spread. What hardly matters begins closed, what matters much open, and there is doubt in between.
+    """
+    slopes = gate_sensitivities(ctx, [axis for gate in gates for axis in gate.axes])
+    tiny, worths = torch.finfo(torch.float64).tiny, list[torch.Tensor]()
+    for gate in gates:
+        slope = sum((slopes[axis.name] for axis in gate.axes), start=torch.zeros(len(gate.units), dtype=torch.float64))
+        per_unit = sum(units_counts(ctx.view, axis, 1).params for axis in gate.axes)
+        worths.append((slope.clamp_min(tiny) / per_unit).log())
+    every = torch.cat(worths).sort().values
+    low, high = 0, len(every) - 1
+    while low < high:  # the lowest threshold that leaves no more than is wanted
+        middle = (low + high) // 2
+        left = body_params(ctx.view, gates, [int((own > every[middle]).sum()) for own in worths])
+        low, high = (middle + 1, high) if left > params else (low, middle)
+    spread = (every.quantile(0.84) - every.quantile(0.16)) / 2  # a standard deviation, whatever the ends do
+    return [((own - every[low]) / spread.clamp_min(tiny) * DOUBT).clamp(-SURE, SURE).float() for own in worths]
+
+
+def learn(
+    ctx: Context, gates: Sequence[Gate], starts: Sequence[torch.Tensor], aim: Aim, schedule: Schedule
+) -> list[torch.Tensor]:
     """Return the logits of being kept of every gate, `[units]` each, learned from the calibration text.
 
     `ctx.scores["structure"]` keeps how it went. The user is told if the budget was missed by far.
 
     Raises:
-        ConfigError: the model is streamed, or memory is short.
         DataError: there is too little text.
         NumericalError: training finds nothing better than it began with before it diverges.
     """
-    net = HyperNetwork([len(gate.units) for gate in gates], start=START, seed=ctx.seed)
+    net = HyperNetwork(starts, seed=ctx.seed)
     task = StructureTask(ctx, gates, net, aim, schedule.steps(len(held_out_part(ctx.calibration)[0])))
-    if ctx.free_memory is not None:
-        require_memory_for_gates(ctx.view, net, ctx.calibration.length, ctx.free_memory)
     key: list[Any] = [*ctx.state(None), "structure", [gate.name for gate in gates], asdict(aim)]
     tokens, held_out = held_out_part(ctx.calibration)
     found = fit(task, tokens, held_out, schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed)
@@ -225,13 +249,18 @@ def settle(
     return widths
 
 
-def require_reachable(ctx: Context, gates: Sequence[Gate], params: int, step: int | None) -> None:
-    """Make sure that the layers can be left with so few parameters.
+def require_possible(ctx: Context, gates: Sequence[Gate], params: int, step: int | None) -> None:
+    """Make sure that the layers can be left with so few parameters, and that gates can be trained here.
 
     Raises:
         BudgetError: they cannot; the closest reachable budget is named.
+        ConfigError: the model is streamed, or memory is short.
     """
     least = [min(len(gate.units), step or default_step(gate.axes[0].size)) for gate in gates]
     body = count(ctx.view).body_params
     if (fewest := int(body_params(ctx.view, gates, least))) > params:
         raise out_of_reach(ctx, body - params, body - fewest)
+    Predictions(ctx.view, ctx.cost)  # which a streamed model has not
+    if ctx.free_memory is not None:
+        trained = 2 * STATES * sum(len(gate.units) for gate in gates)
+        require_memory_for_gates(ctx.view, trained, ctx.calibration.length, ctx.free_memory)
