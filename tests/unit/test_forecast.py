@@ -14,6 +14,7 @@ from sned.plans.budget import Budget
 from sned.progress import SILENT
 from sned.runtime.method import Method, all_methods, find_method
 from sned.runtime.trials import HELD_BYTES
+from sned.training.memory import memory_for_gates
 
 TEXT = TextRequest(("random",), 64, 16)
 
@@ -101,3 +102,10 @@ def test_who_reads_it_again_and_again_says_so() -> None:
     for name, options, least in (("policygrad", {"masks": 3}, 18), ("displlm", {"epochs": 6}, 18), ("taylor", {}, 3)):
         method = find_method(name)
         assert least <= sweeps(method, method.parse(options)) <= 1.5 * least
+
+
+def test_the_way_back_takes_memory(tmp_path: Any) -> None:
+    folder = save_model_folder(tmp_path / "model", "llama")
+    request = PlanRequest(LoadRequest(str(folder)), "taylor", Budget(remove=0.1), tmp_path / "out", calibration=TEXT)
+    view = View(make_model("llama"))
+    assert dry_run(request, SILENT)["memory_bytes"] == memory_needed(view) + memory_for_gates(view, 0, 16)

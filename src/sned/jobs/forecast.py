@@ -22,6 +22,7 @@ from sned.runtime.planner import check_budget
 from sned.runtime.sweep import BATCH_TOKENS, STREAM_CHUNK_TOKENS
 from sned.runtime.trials import HELD_BYTES
 from sned.runtime.valuation import find_units
+from sned.training.memory import memory_for_gates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +64,8 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
     held = HELD_BYTES if how in SHARED else 0
     if budget.sparsity is not None:
         held = memory_to_sparsify(view, tokens)
+    if method.goes_back and calibration is not None and not view.streamed:
+        held = memory_for_gates(view, 0, calibration.length)
     return {
         "model": request.load.model,
         "method": method.name,

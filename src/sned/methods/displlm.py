@@ -30,6 +30,7 @@ EVALUATIONS = 8
     title="DISP-LLM: Dimension-Independent Structural Pruning for Large Language Models",
     budgets=("remove",),
     passes=lambda options: 3.5 * options["epochs"],  # there, back, and to judge
+    goes_back=True,
 )
 def displlm(
     ctx: Context,

@@ -22,6 +22,7 @@ from sned.training.memory import require_memory_for_gates
     budgets=("remove",),
     calibration_tokens=16_384,
     passes=lambda _options: 3,
+    goes_back=True,
 )
 def taylor(
     ctx: Context,

@@ -19,18 +19,23 @@ if TYPE_CHECKING:
     from sned.runtime.context import Context
 
 
-def gate_sensitivities(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
+def gate_sensitivities(ctx: Context, axes: Sequence[Axis], windows: int | None = None) -> dict[str, torch.Tensor]:
     """Return, for the present units of each axis, the mean over batches of |dL/dgate|, `[units]`, float64, in nats.
 
     A gate multiplies what its unit gives to its reader, so that its gradient is the sum of weight times gradient over
     the reader's weights for that unit: by how much the loss would rise, to first order, were the unit gone. Absolute
     values are taken batch by batch, for at a minimum of the loss the mean gradient is nothing.
 
+    Args:
+        ctx: The context.
+        axes: Whose units.
+        windows: How many of the first calibration windows to look at, if not all.
+
     Raises:
         ConfigError: the layers are read from disk one by one, and gradients need them all.
         NumericalError: a gradient is not finite.
     """
-    view, tokens = ctx.view, ctx.calibration
+    view, tokens = ctx.view, ctx.calibration if windows is None else ctx.calibration.take(windows)
     if view.streamed:
         raise ConfigError(
             "gradients need the whole model in memory", hint="--stream off; or wandasp and policygrad, which need none"

@@ -86,20 +86,25 @@ def require_memory(view: View, names: Names, rank: int | None, length: int, free
     )
 
 
-def require_memory_for_gates(view: View, trained: int, length: int, free: int) -> None:
-    """Refuse to go back through the whole model to gates if that does not fit into so many free bytes.
+def memory_for_gates(view: View, trained: int, length: int) -> int:
+    """Return the bytes that it takes to go back through the whole model to gates.
 
     Args:
         view: A loaded view.
         trained: How many numbers are trained to set the gates.
         length: Tokens in a window.
-        free: Bytes.
+    """
+    layers = len(view.layers) * _kept_for_the_way_back(view, windows_together(length), length)
+    return layers + _PER_NUMBER * trained + _LOGITS * view.geometry.vocab
+
+
+def require_memory_for_gates(view: View, trained: int, length: int, free: int) -> None:
+    """Refuse to go back through the whole model to gates if that does not fit into so many free bytes.
 
     Raises:
         ConfigError: it does not fit.
     """
-    layers = len(view.layers) * _kept_for_the_way_back(view, windows_together(length), length)
-    if (need := layers + _PER_NUMBER * trained + _LOGITS * view.geometry.vocab) > free:
+    if (need := memory_for_gates(view, trained, length)) > free:
         shorter = f"--seq-len {BATCH_TOKENS}, or " if length > BATCH_TOKENS else ""
         raise ConfigError(
             f"gradients through {len(view.layers)} layers need about {need / 1e9:.1f} GB beside the model, "

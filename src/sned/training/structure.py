@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Sides = Literal["above", "both"]
 OPEN = 3.0
 """Logits with which everything begins open."""
+LOOK = 16_384
+"""Tokens by whose gradients gates begin."""
 DOUBT, SURE = 1.5, 4.0
 """Logits that begin elsewhere: by how much those differ that are a standard deviation apart, and the most."""
 FAR = 0.05
@@ -184,7 +186,8 @@ def starts_by_slope(ctx: Context, gates: Sequence[Gate], params: int) -> list[to
     The logarithm of what `taylor` ranks units by, moved so that the layers are left with `params`, in units of its own
     spread. What hardly matters begins closed, what matters much open, and there is doubt in between.
     """
-    slopes = gate_sensitivities(ctx, [axis for gate in gates for axis in gate.axes])
+    windows = min(len(ctx.calibration), max(1, LOOK // ctx.calibration.length))
+    slopes = gate_sensitivities(ctx, [axis for gate in gates for axis in gate.axes], windows)
     tiny, worths = torch.finfo(torch.float64).tiny, list[torch.Tensor]()
     for gate in gates:
         slope = sum((slopes[axis.name] for axis in gate.axes), start=torch.zeros(len(gate.units), dtype=torch.float64))
