@@ -43,7 +43,7 @@ OF_WEIGHTS = [name for name in METHODS if "sparsity" in find_method(name).budget
 REFUSED = {
     **{
         name: set(FAMILY_NAMES) - set(DENSE_NAMES)
-        for name in ("displlm", "multipruner", "policygrad", "taylor", "wandasp", "zeroth")
+        for name in ("displlm", "flap", "multipruner", "policygrad", "taylor", "wandasp", "zeroth")
     },
     "laco": {"qwen3_moe"},  # whose layers are dense and experts in turn
 }

@@ -161,6 +161,29 @@ class Received(Statistic[torch.Tensor]):
         return (self.sums["squares"] / self.sums["tokens"]).sqrt()
 
 
+class Fluctuation(Statistic[tuple[torch.Tensor, torch.Tensor]]):
+    """Mean and variance of what each input channel of a layer's output projection receives, `[channels]`, float64."""
+
+    def __init__(self, layer: int, kind: Literal["heads", "channels"], size: int) -> None:
+        self.site = Site(kind, layer)
+        sums = {name: torch.zeros(size, dtype=torch.float64) for name in ("values", "squares")}
+        super().__init__((self.site,), sums | {"tokens": torch.zeros((), dtype=torch.int64)})
+
+    @property
+    def key(self) -> list[Any]:
+        return ["fluctuation", self.site.kind, self.site.layer]
+
+    def update(self, *activations: torch.Tensor) -> None:
+        flat = activations[0].flatten(0, 1).double()
+        self.sums["values"] += flat.sum(0).cpu()
+        self.sums["squares"] += flat.square().sum(0).cpu()
+        self.sums["tokens"] += len(flat)
+
+    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = self.sums["values"] / self.sums["tokens"]
+        return mean, (self.sums["squares"] / self.sums["tokens"] - mean.square()).clamp_min(0)
+
+
 class Influence(Statistic[dict[str, dict[Metric, float]]]):
     """How much one layer, its attention and its MLP turn the stream, and how much they add to it.
 

@@ -36,6 +36,21 @@ def unit_norms(weight: torch.Tensor, norm: torch.Tensor, n_units: int) -> torch.
     return channels.view(n_units, -1).mean(1).cpu()
 
 
+def unit_fluctuations(weight: torch.Tensor, variance: torch.Tensor, n_units: int) -> torch.Tensor:
+    """Return by how much what each unit contributes to its reader's outputs varies, `[units]` in float64 (FLAP, WIFV).
+
+    A channel has its variance times the sum over outputs of its squared weights, which is the mean squared change of
+    the outputs if a constant takes its place; a unit of several channels, such as a head, has their mean.
+
+    Args:
+        weight: Of the reader, `[out, units * width]`.
+        variance: Of its input channels, `[units * width]`.
+        n_units: How many units the channels make.
+    """
+    channels = weight.float().square().sum(0, dtype=torch.float64).cpu() * variance.double().cpu()
+    return channels.view(n_units, -1).mean(1)
+
+
 def multiflow(weight: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
     """Return the magnitude of each weight times what its output emits and what its input receives, `[out, in]`.
 

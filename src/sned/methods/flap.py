@@ -1,0 +1,103 @@
+"""FLAP: cut the channels and heads whose activations fluctuate least, and let a bias stand for their means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+
+from sned.models.matrices import matrices
+from sned.plans.budget import Goal
+from sned.plans.ops import AddBias, Keep, Op
+from sned.runtime.context import Context
+from sned.runtime.method import method
+from sned.runtime.parts import Kinds, MlpGroup, cuts, find_parts, keep_highest, ranked, standardised
+from sned.runtime.statistics import Fluctuation
+from sned.runtime.widths import MLP
+from sned.score.importance import unit_fluctuations
+
+if TYPE_CHECKING:
+    from sned.models.geometry import Axis
+    from sned.models.matrices import Matrix
+
+
+@method(
+    paper="arXiv:2312.11983",
+    prunes="width",
+    title="Fluctuation-based Adaptive Structured Pruning for Large Language Models",
+    budgets=("remove",),
+    calibration_tokens=16_384,
+)
+def flap(
+    ctx: Context,
+    *,
+    goal: Goal,
+    kinds: Kinds = "both",
+    mlp_group: MlpGroup = 1,
+    across: Annotated[
+        Literal["standard", "uniform", "global"],
+        "compared anywhere in standard deviations of their axis, the same share of every axis, or per parameter",
+    ] = "standard",
+    compensate: Annotated[bool, "whether a bias makes up for the mean of what is cut"] = True,
+) -> Iterator[Op]:
+    """Cut the units with the least variance times squared weight of their readers (WIFV), and add their means.
+
+    What hardly varies is a constant to those who read it: its product with their weights takes its place exactly.
+
+    Departures: variances are those of all tokens, by their definition; scores of heads are not squared first, a head is
+    a KV group with all its queries, and its score is the mean of its channels; parameters are counted, the biases too,
+    so that the budget is met to within one unit, and every axis keeps something.
+    """
+    means: dict[str, torch.Tensor] = {}
+
+    def worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
+        found = dict[str, torch.Tensor]()
+        for axis, (mean, variance) in zip(axes, ctx.collect(*[_received(ctx, axis) for axis in axes]), strict=True):
+            means[axis.name] = mean
+            found[axis.name] = unit_fluctuations(_reader(ctx, axis), variance, len(ctx.view.alive[axis.name]))
+        return found
+
+    parts = find_parts(ctx, "widths", kinds, mlp_group, worths)
+    ranks = standardised(parts) if across == "standard" else ranked(parts, across)
+    added = 0
+    while True:  # until what is cut makes up for the biases too
+        trims = cuts(parts, keep_highest(ctx, parts, ranks, (goal.params or 0) + added))
+        keeps = [op for op in trims if isinstance(op, Keep)]
+        if not compensate or (needed := sum(new_biases(ctx, op) for op in keeps)) <= added:
+            break
+        added = needed
+    yield from keeps
+    if compensate:
+        yield from constants(ctx, keeps, means)
+
+
+def new_biases(ctx: Context, op: Keep) -> int:
+    """Return how many parameters the bias of an axis' reader takes, if it has none yet."""
+    axis = ctx.dense.axis(op.axis)
+    reader = ctx.dense.layer(axis.layer).get_submodule(axis.taps[0])
+    return _matrix(ctx, axis).rows if getattr(reader, "bias", None) is None else 0
+
+
+def constants(ctx: Context, trims: Sequence[Keep], means: Mapping[str, torch.Tensor]) -> Iterator[AddBias]:
+    """Yield the biases that stand for what was cut: the product of its means, by axis, with its readers' weights."""
+    for op in trims:
+        axis, kept = ctx.dense.axis(op.axis), set(op.units)
+        gone = torch.tensor([unit not in kept for unit in ctx.dense.alive[axis.name]]).repeat_interleave(axis.tap_block)
+        bias = _reader(ctx, axis)[:, gone].double().cpu() @ means[axis.name][gone]
+        yield AddBias(layer=axis.layer, which=axis.which, tensor=ctx.put(f"bias.{axis.layer}.{axis.which}", bias))
+
+
+def _received(ctx: Context, axis: Axis) -> Fluctuation:
+    size = len(ctx.dense.alive[axis.name]) * axis.tap_block
+    return Fluctuation(axis.layer, "channels" if axis.kind == MLP else "heads", size)
+
+
+def _reader(ctx: Context, axis: Axis) -> torch.Tensor:
+    """Return the matrix `[out, in]` that reads the units of an axis in the dense model."""
+    with ctx.dense.materialised(axis.layer) as block:
+        return _matrix(ctx, axis).of(block)
+
+
+def _matrix(ctx: Context, axis: Axis) -> Matrix:
+    return next(m for m in matrices(ctx.dense, axis.layer) if m.module == axis.taps[0])
