@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from sned.score.binarise import logistic_noise, sampled, settled
+from sned.score.binarise import logistic_noise, sampled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,3 @@ def test_straight_through_has_the_slope_of_the_relaxed_mask() -> None:
         slopes.append(torch.autograd.grad(mask.sum(), logits)[0])
     assert torch.equal(slopes[0], slopes[1])
     assert slopes[0].all()
-
-
-def test_what_is_settled_is_likelier_than_not() -> None:
-    assert settled(LOGITS).tolist() == [0.0, 0.0, 0.0, 1.0, 1.0]

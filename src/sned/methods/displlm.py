@@ -83,9 +83,9 @@ def displlm(
         starts, tightening = [torch.full((len(gate.units),), OPEN) for gate in gates], 0.7
     else:
         starts, tightening = starts_by_slope(ctx, gates, left), 0.0
-    aim = Aim(left, weight, sides, tightening if ramp is None else ramp, estimator, temperature)
+    aim = Aim(left, weight, sides, tightening if ramp is None else ramp, estimator, temperature, step)
     logits = learn(ctx, gates, starts, aim, schedule)
-    for gate, width, own in zip(gates, settle(ctx, gates, logits, left, step), logits, strict=True):
+    for gate, width, own in zip(gates, settle(ctx, gates, logits, aim), logits, strict=True):
         if width < len(gate.units):
             units = tuple(gate.units[place] for place in kept_units(own, width))
             yield from (Keep(axis=axis.name, units=units) for axis in gate.axes)

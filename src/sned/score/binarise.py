@@ -45,8 +45,3 @@ def sampled(logits: torch.Tensor, noise: torch.Tensor, temperature: float, how: 
     pulled = torch.sigmoid(torch.logit(middle, eps=1e-7) + scaled - scaled.detach())
     estimate = 2 * pulled - chance / 2
     return hard + (estimate - estimate.detach())
-
-
-def settled(logits: torch.Tensor) -> torch.Tensor:
-    """Return the mask that is likeliest, `[units]`: what is kept more often than not."""
-    return (logits > 0).to(logits.dtype)
