@@ -21,7 +21,7 @@ from sned.training.schedule import Schedule
 from sned.training.structure import OPEN, Aim, Sides, find_gates, learn, require_possible, settle, starts_by_slope
 
 EVALUATIONS = 8
-"""The held-out loss is measured so often; training never ends early, for while the budget tightens the loss rises."""
+"""The held-out loss is measured so often. Training never ends early: while the budget tightens, the loss may rise."""
 
 
 @method(
@@ -77,7 +77,7 @@ def displlm(
     left = count(ctx.view).body_params - (goal.params or 0)
     require_possible(ctx, gates, left, step)
     schedule = Schedule(
-        batch, epochs, rate, warmup=0.0, weight_decay=0.05, evaluations=EVALUATIONS, patience=EVALUATIONS
+        batch, epochs, rate, warmup=0.0, weight_decay=0.05, evaluations=EVALUATIONS, patience=EVALUATIONS + 1
     )
     if start == "open":
         starts, tightening = [torch.full((len(gate.units),), OPEN) for gate in gates], 0.7

@@ -151,7 +151,7 @@ def _pictures(report: Report) -> dict[str, Any]:
     if shaped := report.structure:
         drawn["structure"] = structure_picture.structure(shaped, len(report.stack) or 1 + shaped.kept[-1].layer)
         if training_picture.can_be_drawn(shaped):
-            title, unit = "Loss and missed budget", "nats per token"
+            title, unit = "Cross-entropy", "nats per token; in training, with the missed budget"
             drawn["gates"] = training_picture.curve(shaped, title, unit, "The loss while gates were learned", "gates")
     if report.worth:
         depth = len(report.stack) or 1 + max(unit.layer for unit in report.worth.units)

@@ -58,7 +58,10 @@ class KeptShares(Block):
 
 
 class Structure(Curve):
-    """How gates on a frozen model were learned; losses are cross-entropy plus the weighted miss of the budget."""
+    """How gates on a frozen model were learned: held-out losses are the cross-entropy of what would be cut.
+
+    Those in training are of masks drawn by chance, and include the weighted miss of the budget.
+    """
 
     aimed: Count = Field(description="parameters that the layers were to be left with")
     learned: Count = Field(description="those that the learned gates left, before widths were rounded to the budget")

@@ -15,9 +15,10 @@ import torch
 from sned.errors import BudgetError, ConfigError, NumericalError
 from sned.models import trial
 from sned.models.count import count, layer_params, units_counts
+from sned.plans.plan import tensor_digest
 from sned.runtime.greedy import out_of_reach
 from sned.runtime.sensitivity import gate_sensitivities
-from sned.runtime.widths import is_present
+from sned.runtime.widths import MLP, is_present
 from sned.score.binarise import logistic_noise, sampled
 from sned.score.rounding import default_step, kept_units, meet_budget, nearest_widths
 from sned.training.hypernetwork import STATES, HyperNetwork
@@ -62,6 +63,11 @@ class Gate:
     name: str
     axes: tuple[Axis, ...]
     units: tuple[int, ...]
+
+    @property
+    def of_channels(self) -> bool:
+        """Whether its units are the channels of an MLP, and not features of the stream."""
+        return self.axes[0].kind == MLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,23 +186,23 @@ def find_gates(view: View, structure: Literal["free", "shared", "mlp"]) -> list[
         BudgetError: there is nothing to gate.
         ConfigError: one gate is to serve branches that read or write different features already.
     """
-    kinds = ("attn.read", "attn.write", "mlp.read", "mlp.hidden", "mlp.write")
+    kinds = ("attn.read", "attn.write", "mlp.read", MLP, "mlp.write")
     axes = [
         view.axis(f"layers.{i}.{kind}")
         for i in view.layers
         for kind in kinds
-        if (kind == "mlp.hidden" or structure != "mlp") and is_present(view, f"layers.{i}.{kind}")
+        if (kind == MLP or structure != "mlp") and is_present(view, f"layers.{i}.{kind}")
     ]
     gates = [Gate(axis.name, (axis,), view.alive[axis.name]) for axis in axes]
     if not gates:
         raise BudgetError("no attention or MLP is left that could be made narrower")
     if structure != "shared":
         return gates
-    stream = [gate for gate in gates if not gate.name.endswith("hidden")]
+    stream = [gate for gate in gates if not gate.of_channels]
     if any(gate.units != stream[0].units or gate.axes[0].size != stream[0].axes[0].size for gate in stream):
         raise ConfigError("branches read or write different features already", hint="use structure=free")
     shared = Gate("stream", tuple(gate.axes[0] for gate in stream), stream[0].units)
-    return [shared, *(gate for gate in gates if gate.name.endswith("hidden"))]
+    return [shared, *(gate for gate in gates if gate.of_channels)]
 
 
 def starts_by_slope(ctx: Context, gates: Sequence[Gate], params: int) -> list[torch.Tensor]:
@@ -211,7 +217,7 @@ def starts_by_slope(ctx: Context, gates: Sequence[Gate], params: int) -> list[to
     for gate in gates:
         slope = sum((slopes[axis.name] for axis in gate.axes), start=torch.zeros(len(gate.units), dtype=torch.float64))
         per_unit = sum(units_counts(ctx.view, axis, 1).params for axis in gate.axes)
-        share = 1.0 if gate.name.endswith("hidden") else STREAM
+        share = 1.0 if gate.of_channels else STREAM
         worths.append((share * slope.clamp_min(tiny) / per_unit).log())
     every = torch.cat(worths).sort().values
     low, high = 0, len(every) - 1
@@ -236,7 +242,8 @@ def learn(
     """
     net = HyperNetwork(starts, seed=ctx.seed)
     task = StructureTask(ctx, gates, net, aim, schedule.steps(len(held_out_part(ctx.calibration)[0])))
-    key: list[Any] = [*ctx.state(None), "structure", [gate.name for gate in gates], asdict(aim)]
+    names = [gate.name for gate in gates]
+    key: list[Any] = [*ctx.state(None), "structure", names, tensor_digest(torch.cat([*starts])), asdict(aim)]
     tokens, held_out = held_out_part(ctx.calibration)
     found = fit(task, tokens, held_out, schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed)
     if found.ended == "diverged" and not found.best:
