@@ -9,10 +9,10 @@ import pytest
 import torch
 from kit.compare import assert_differ, assert_same_logits, logits
 from kit.planted import dead_units
-from kit.tiny import DENSE_NAMES, FAMILY_NAMES, IDS, LAYERS, family_of, make_model
+from kit.tiny import DENSE_NAMES, FAMILY_NAMES, HIDDEN, IDS, LAYERS, family_of, make_model
 
 from sned.errors import PlanError, UnsupportedModelError
-from sned.models import surgery, trial
+from sned.models import folding, merging, surgery, trial
 from sned.models.view import View
 from sned.plans.ops import Keep
 
@@ -178,3 +178,16 @@ def test_experts_have_no_width_to_cut(name: str) -> None:
     assert not [axis for axis in view.geometry.axes if axis.endswith("mlp.hidden")]
     with pytest.raises(UnsupportedModelError, match="mixture of experts"):
         surgery.drop_sublayer(view, 1, "mlp")
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_what_sees_part_of_the_stream_absorbs_no_map_and_no_layer(name: str) -> None:
+    for kind in ("attn.read", "mlp.write"):
+        view = View(make_model(name))
+        surgery.keep(view, view.axis(f"layers.2.{kind}"), range(5))
+        assert [i for i in view.layers if view.is_routed(i)] == [2]
+        with pytest.raises(PlanError, match="layer 2 reads or writes only some features"):
+            merging.merge(view, 1, [2], "mean")
+        if kind == "mlp.write":
+            with pytest.raises(UnsupportedModelError, match="writes only to some features"):
+                folding.fold(view, 2, torch.eye(HIDDEN))

@@ -184,6 +184,13 @@ class View:
             return False
         return getattr(self.branch(index, which), "writes", None) is not None
 
+    def is_routed(self, index: int) -> bool:
+        """Tell whether a layer's attention or MLP reads or writes only some features of the residual stream."""
+        sublayers: tuple[Sublayer, ...] = ("attn", "mlp")
+        there: list[Sublayer] = [which for which in sublayers if self.has_branch(index, which)]
+        reads = any(getattr(self.gateway(index, which), "reads", None) is not None for which in there)
+        return reads or any(self.writes_in_part(index, which) for which in there)
+
     def gateway(self, index: int, which: Sublayer) -> nn.Module:
         """Return the module whose input is what a sublayer reads."""
         family = self.family

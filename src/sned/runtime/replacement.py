@@ -120,10 +120,12 @@ def _mean(ctx: Context, layers: Sequence[int]) -> list[Op]:
     """Return what gives the first of some layers the mean of their parameters.
 
     Raises:
-        ConfigError: they are not of one shape.
+        ConfigError: they are not of one shape, or do not see the same features of the stream.
     """
     sums: dict[str, torch.Tensor] = {}
     for layer in layers:
+        if ctx.view.is_routed(layer):
+            raise ConfigError(f"layer {layer} reads or writes some features only: it has no mean", hint="inherit first")
         with ctx.view.materialised(layer) as block:
             for name, param in block.named_parameters():
                 if sums.setdefault(name, torch.zeros_like(param, dtype=torch.float64)).shape != param.shape:
