@@ -268,6 +268,15 @@ def test_no_stock_class_fills_the_gaps(tmp_path: Path, name: str, change: Callab
         stock.from_pretrained(case.folder)
 
 
+def test_its_tokenizer_opens_without_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would ask on the terminal whether to run the folder's code, and wait for an answer."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "n")
+    case = make_case(tmp_path, "llama", mixed)
+    assert load(str(case.folder)).tokenizer("a b").input_ids
+    assert not asked
+
+
 def test_what_became_even_again_is_stock_again(tmp_path: Path) -> None:
     case = make_case(tmp_path, "llama", mixed)
     model = load(str(case.folder))

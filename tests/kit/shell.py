@@ -26,7 +26,7 @@ _BARE = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto", trust_remote_code="trust" in sys.argv).eval()
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code="trust" in sys.argv)
 ids = tokenizer("The capital of France is", return_tensors="pt")
 out = model.generate(**ids, max_new_tokens=8, do_sample=False)
 assert not any(name.split(".")[0] == "sned" for name in sys.modules)

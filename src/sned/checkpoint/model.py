@@ -144,7 +144,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder)
+            # unless told, it asks on the terminal whether to run a folder's code, and waits
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(
             f"{folder} has no tokenizer that can be loaded: {first_line(error)}",

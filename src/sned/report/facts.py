@@ -180,7 +180,7 @@ def loading(report: Report, folder: str) -> str:
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto"{trust})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}"{trust})\n'
     )
 
 
