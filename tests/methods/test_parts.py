@@ -10,15 +10,17 @@ from kit.compare import assert_same_logits, logits
 from kit.planning import calibration, plan_on
 from kit.planted import dead_units, idle_layers, spoken_by, streamed_view
 from kit.searching import context_of, fresh, loss
-from kit.tiny import DENSE_NAMES, LAYERS, make_model
+from kit.tiny import CONFIGS, DENSE_NAMES, LAYERS, fill, make_model
+from transformers import AutoModelForCausalLM, FalconConfig
 
-from sned.errors import BudgetError, ConfigError
+from sned.errors import BudgetError, ConfigError, UnsupportedModelError
 from sned.models import trial
 from sned.models.count import count
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Keep
 from sned.runtime.parts import find_parts, keep_highest, percentiles, unit_worths
 from sned.runtime.sensitivity import gate_sensitivities
+from sned.runtime.sweep import Cost
 
 if TYPE_CHECKING:
     from sned.plans.plan import Plan
@@ -175,3 +177,14 @@ def test_gradients_need_the_whole_model() -> None:
     with pytest.raises(ConfigError, match="whole model") as caught:
         plan_on(streamed_view("llama"), "taylor")
     assert "--stream off" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("method", ["flap", "policygrad", "taylor", "wandasp", "zeroth"])
+def test_heads_that_carry_positions_are_refused_at_once(method: str) -> None:
+    model = AutoModelForCausalLM.from_config(FalconConfig(**CONFIGS["falcon/serial"], alibi=True)).eval()
+    fill(model, 0)
+    cost = Cost()
+    with pytest.raises(UnsupportedModelError, match=r"number of the head \(ALiBi\)") as caught:
+        plan_on(View(model), method, cost=cost)
+    assert "--kinds mlp" in (caught.value.hint or "")
+    assert cost.forward_layer_tokens == 0

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Mask, Merge, Op, Replace, SetWeight
+from sned.plans.ops import AddBias, DropLayers, DropSublayer, Fold, Keep, Mask, Merge, Op, Replace, SetWeight
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(Op)
 
@@ -58,6 +58,11 @@ EXAMPLES = [
         SetWeight(layer=7, param="mlp.down_proj.weight", tensor="w.3d"),
         {"op": "set_weight", "layer": 7, "param": "mlp.down_proj.weight", "tensor": "w.3d"},
         "set mlp.down_proj.weight of layer 7",
+    ),
+    (
+        AddBias(layer=3, which="mlp", tensor="bias.5c"),
+        {"op": "add_bias", "layer": 3, "which": "mlp", "tensor": "bias.5c"},
+        "add a bias to the mlp of layer 3",
     ),
     (
         Mask(layer=7, param="mlp.down_proj.weight", tensor="m.3d", zeros=25, of=200),

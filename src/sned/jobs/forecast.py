@@ -56,7 +56,8 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
     if isinstance(request, PruneRequest):
         evaluated = request.evaluation.tokens or EVALUATION_TOKENS
         # where parts of layers go, also a random model of the same shape
-        compared = 2 + len(request.baselines) + (request.budget.kind in ("blocks", "remove") and "search" in options)
+        in_parts = method.prunes == "width" or (request.budget.kind in ("blocks", "remove") and "search" in options)
+        compared = 2 + len(request.baselines) + in_parts
         steps += ["evaluate", "save", "verify", "measure speed", "report"]
     tried = trials(view, method, budget, options)
     how = "exact" if "merge" in options else options.get("search", options.get("metric"))

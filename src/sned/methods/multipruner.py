@@ -25,6 +25,7 @@ from sned.runtime.widths import (
     Widths,
     evolve_widths,
     group_sizes,
+    head_obstacle,
     is_present,
     require_channels,
     warn_of_inexact_heads,
@@ -118,21 +119,14 @@ def _parse_split(text: str, view: View) -> tuple[float, ...]:
         parts = ()
     if len(parts) != 3 or not all(0 <= part < float("inf") for part in parts) or not sum(parts):
         raise ConfigError(f"split={text!r} is not three shares", hint="44:52:4 is for blocks, MLP channels and heads")
-    if parts[2] and (obstacle := _head_obstacle(view)):
+    if parts[2] and (obstacle := head_obstacle(view)):
         raise ConfigError(f"split={text!r} gives a share to heads, but {obstacle}", hint="make its last part 0")
     return parts
 
 
 def _default_split(view: View) -> str:
     grouped = view.geometry.n_kv_groups < view.geometry.n_heads
-    return "30:70:0" if grouped or _head_obstacle(view) else "44:52:4"
-
-
-def _head_obstacle(view: View) -> str | None:
-    """Say why no heads can be cut, or None if they can."""
-    if getattr(view.model.config, "alibi", False):
-        return "this model biases its attention by the number of the head (ALiBi)"
-    return "all its heads share one key-value head" if view.geometry.n_kv_groups == 1 else None
+    return "30:70:0" if grouped or head_obstacle(view) else "44:52:4"
 
 
 def _require_reachable(ctx: Context, target: int, parts: tuple[float, ...], first_stop: float, narrow: Widths) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sned.canon import format_span
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Merge, Replace, SetWeight
+from sned.plans.ops import AddBias, DropLayers, DropSublayer, Fold, Keep, Merge, Replace, SetWeight
 
 if TYPE_CHECKING:
     from sned.plans.plan import Plan
@@ -72,7 +72,7 @@ def layer_states(plan: Plan) -> list[LayerState]:
                 for i in op.layers:
                     states[i] = {"layer": "replaced", "attn": "removed", "mlp": "removed", "stand_in": op.stand_in}
                 states[op.layers[0]]["note"] = f"{op.stand_in} stands here"
-            case SetWeight():
+            case SetWeight() | AddBias():
                 refitted.add(op.layer)
     for state in states:
         if state.get("attn") == state.get("mlp") == "removed" and state.get("layer") != "replaced":

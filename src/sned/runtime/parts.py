@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 
-from sned.errors import BudgetError
+from sned.errors import BudgetError, UnsupportedModelError
 from sned.models.count import branch_counts, units_counts
 from sned.models.matrices import matrices
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op
 from sned.runtime.greedy import out_of_reach, present_blocks
 from sned.runtime.statistics import Received
-from sned.runtime.widths import EVEN, HEADS, MLP, is_present, require_channels, warn_of_inexact_heads
+from sned.runtime.widths import (
+    EVEN,
+    HEADS,
+    MLP,
+    head_obstacle,
+    is_present,
+    require_channels,
+    warn_of_inexact_heads,
+)
 from sned.score.importance import unit_norms
 from sned.score.magnitude import largest_first
 
@@ -98,7 +106,8 @@ def find_parts(
         worths_of: Says what the present units of some axes are worth, `[units]` by axis; by default Wanda-sp.
 
     Raises:
-        UnsupportedModelError: channels are to be cut, and the MLPs are mixtures of experts.
+        UnsupportedModelError: channels are to be cut, and the MLPs are mixtures of experts; or heads are, and they
+            carry positions.
         BudgetError: nothing of that kind may go.
     """
     view = ctx.view
@@ -203,6 +212,8 @@ def _width_parts(
     view = ctx.view
     if cut != "heads":
         require_channels(view)
+    if cut != "mlp" and getattr(view.model.config, "alibi", False):
+        raise UnsupportedModelError(f"no head can be cut: {head_obstacle(view)}.", hint="use --kinds mlp")
     kinds = {"both": (HEADS, MLP), "mlp": (MLP,), "heads": (HEADS,)}[cut]
     axes = [a for a in view.geometry.axes.values() if a.kind in kinds and is_present(view, a.name)]
     if cut != "mlp":

@@ -69,7 +69,7 @@ def learn(
                 excess = advantages(losses)
             pace = lesson.rate * (1 + math.cos(math.pi * step / len(batches))) / 2
             chances = project(chances - pace * spread(chances) * gradient(masks, chances, excess), sizes, most)
-            rows.append({"step": step + 1, "loss": mean, "rate": pace})
+            rows.append({"step": step + 1, "loss": mean})
             ctx.progress.note(f"loss {mean:.3f}")
             advance(1)
     return chances

@@ -153,6 +153,13 @@ def require_channels(view: View) -> None:
         )
 
 
+def head_obstacle(view: View) -> str | None:
+    """Say why no heads can be cut, or None if they can."""
+    if getattr(view.model.config, "alibi", False):
+        return "this model biases its attention by the number of the head (ALiBi)"
+    return "all its heads share one key-value head" if view.geometry.n_kv_groups == 1 else None
+
+
 def warn_of_inexact_heads(ctx: Context) -> None:
     """Tell the user if trying heads out is not quite what cutting them will be."""
     if HEADS in ctx.view.family.inexact:
