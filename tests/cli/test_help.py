@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer
+from kit.planning import REFUSED
+from kit.tiny import FAMILY_NAMES, model_type
 
 import sned as package
 from sned.cli import main as module
@@ -72,3 +74,10 @@ def test_the_module_is_the_command_and_a_closed_pipe_is_quiet() -> None:
     cut = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert cut.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["shortgpt", "flap"])
+def test_a_method_lists_the_families_that_it_works_on(sned: Callable[..., Outcome], name: str) -> None:
+    text = " ".join(sned("methods", name).out.split())
+    listed = text.partition("Works on ")[2].partition(" Looks at")[0].split(", ")
+    assert set(listed) == {model_type(family) for family in FAMILY_NAMES if family not in REFUSED.get(name, ())}

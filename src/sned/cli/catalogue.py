@@ -94,12 +94,14 @@ def _method_facts(method: Method) -> list[tuple[str, str]]:
     looks = usual if method.needs_tokens else "nothing but the model"
     if method.may_read_text is not None:
         looks = f"nothing but the model; with some options {usual}"
+    # a mixture of experts has no channels to cut
+    works = [name for name, family in FAMILIES.items() if method.prunes != "width" or not family.experts]
     proposed = "" if method.default_layers is None else f"; {method.default_layers} layers if none is given"
     return [
         ("Method", method.name),
         ("Paper", method.paper or "none: a baseline"),
         ("Prunes", method.prunes),
-        ("Works on", ", ".join(sorted(FAMILIES))),
+        ("Works on", ", ".join(sorted(works))),
         ("Looks at", looks),
         ("Budget", " or ".join(BUDGET_FLAGS[kind] for kind in method.budgets) + proposed),
     ]
