@@ -7,15 +7,17 @@ else, so that nothing is gathered. Features and channels are drawn by chance: sp
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import sned
 from sned.evaluation.speed import race
 from sned.models.count import count
-from sned.models.view import View
 from sned.plans.ops import Keep
+
+if TYPE_CHECKING:
+    from sned.models.view import View
 
 DTYPES = os.environ.get("DTYPES", "bf16,fp32").split(",")
 REMOVED = [float(share) for share in os.environ.get("REMOVED", "0.3,0.5").split(",")]
