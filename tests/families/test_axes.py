@@ -185,7 +185,7 @@ def test_what_sees_part_of_the_stream_absorbs_no_map_and_no_layer(name: str) -> 
     for kind in ("attn.read", "mlp.write"):
         view = View(make_model(name))
         surgery.keep(view, view.axis(f"layers.2.{kind}"), range(5))
-        assert [i for i in view.layers if view.is_routed(i)] == [2]
+        assert [i for i in view.layers if view.routes(i)] == [2]
         with pytest.raises(PlanError, match="layer 2 reads or writes only some features"):
             merging.merge(view, 1, [2], "mean")
         if kind == "mlp.write":

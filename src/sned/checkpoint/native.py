@@ -16,8 +16,8 @@ from torch import nn
 
 from sned.models import modeling_sned
 from sned.models.folding import output_projection
-from sned.models.geometry import build_axes
-from sned.models.modeling_sned import FACTS, PREFIX, Features, StandIn
+from sned.models.geometry import build_axes, way_in, way_out
+from sned.models.modeling_sned import FACTS, PREFIX, StandIn
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -31,8 +31,8 @@ _GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads")
 _HEADS = "num_attention_heads"
 _BRANCHES: tuple[tuple[Sublayer, str, str], ...] = (("attn", "attention", "attn.group"), ("mlp", "mlp", "mlp.hidden"))
 """A sublayer, its name in a config, and the kind of its axis."""
-_FEATURES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
-"""What a layer's config calls the features of the stream that its branches read and write."""
+_FEATURES = {"attn.read": "attn_in", "attn.write": "attn_out", "mlp.read": "mlp_in", "mlp.write": "mlp_out"}
+"""What a layer's config calls the features of the stream that its branches read and write, by kind of axis."""
 MODULE_FILE = "modeling_sned.py"
 
 
@@ -150,7 +150,7 @@ def _uneven_config(view: View, plain: Any, stock_layers: Any) -> PretrainedConfi
         width = next(iter(_counts(view, plain, kind)))
         if document.get(width) is None:
             document[width] = axis.size  # what varies must have a value for all
-    document |= {key: None for own in per_layer.values() for key in own if key in _FEATURES}
+    document |= {key: None for own in per_layer.values() for key in own if key in _FEATURES.values()}
     heads = plain.attribute_map.get(_HEADS, _HEADS)
     if any(heads in own for own in per_layer.values()):
         document["head_dim"] = view.geometry.head_dim
@@ -168,18 +168,6 @@ def _uneven_config(view: View, plain: Any, stock_layers: Any) -> PretrainedConfi
 def _widths(axes: dict[str, Axis]) -> dict[str, Axis]:
     """Return those axes whose sizes a config can say."""
     return {kind: axes[kind] for _, _, kind in _BRANCHES if kind in axes}
-
-
-def _routes(view: View, index: int) -> dict[str, tuple[str, Features]]:
-    """Return what a layer's branches read and write of the stream, where that is not all: where, and which features."""
-    found: dict[str, tuple[str, Features]] = {}
-    here: list[Sublayer] = [which for which, _, _ in _BRANCHES if view.has_branch(index, which)]
-    for which in here:
-        reads = getattr(view.gateway(index, which), "reads", None)
-        writes = getattr(view.branch(index, which), "writes", None)
-        found |= {f"{which}_in": ("reads", reads)} if reads else {}
-        found |= {f"{which}_out": ("writes", writes)} if writes else {}
-    return found
 
 
 def _per_layer(view: View, plain: Any, dense: dict[str, Axis]) -> dict[int, dict[str, Any]]:
@@ -200,7 +188,7 @@ def _per_layer(view: View, plain: Any, dense: dict[str, Axis]) -> dict[int, dict
         gone = [name for _, name, kind in _BRANCHES if kind in dense and kind not in axes]
         if gone and not view.is_replaced(index):
             own["skip"] = gone
-        own |= {key: chosen.bits for key, (_, chosen) in _routes(view, index).items()}
+        own |= {_FEATURES[kind]: chosen.bits for kind, chosen in view.routes(index).items()}
         if own:
             found[position] = own
     return found
@@ -219,7 +207,7 @@ def _facts(view: View, plain: Any, stock_layers: Any) -> dict[str, Any]:
     for which, name, kind in _BRANCHES:
         if not whole or kind not in dense:
             continue
-        silent = view.family.attn if which == "attn" else view.family.mlp or view.family.down
+        silent = way_out(view.family, which)
         passing = [part for part in view.parts(next(iter(whole.values())), which) if part != silent]
         facts[name] = {"module": silent, "passing": passing}
         sizes = {p: axes[kind].size for p, i in whole.items() if kind in (axes := _axes(view, view.layer(i)))}
@@ -235,14 +223,13 @@ def _facts(view: View, plain: Any, stock_layers: Any) -> dict[str, Any]:
 
 def _route_facts(view: View, which: Sublayer, layers: list[int], dense: dict[str, Axis]) -> dict[str, Any]:
     """Say which modules of a branch read and write the stream, and with which parameters, where any does so in part."""
-    keys = {key for index in layers for key in _routes(view, index)}
-    family, facts = view.family, dict[str, Any]()
-    first = family.up if which == "mlp" and family.mlp is None else family.attn if which == "attn" else family.mlp
-    last = family.attn if which == "attn" else family.mlp or family.down
-    for side, name, module, kind in (("in", "reads", first, "read"), ("out", "writes", last, "write")):
-        if f"{which}_{side}" in keys:
-            sizes = [{"param": slot.param, "dim": slot.dim} for slot in dense[f"{which}.{kind}"].slots]
-            facts[name] = {"features": f"{which}_{side}", "module": module, "sizes": sizes}
+    routed = {kind for index in layers for kind in view.routes(index)}
+    reads, writes = (f"{which}.read", way_in(view.family, which)), (f"{which}.write", way_out(view.family, which))
+    facts: dict[str, Any] = {}
+    for name, (kind, module) in (("reads", reads), ("writes", writes)):
+        if kind in routed:
+            sizes = [{"param": slot.param, "dim": slot.dim} for slot in dense[kind].slots]
+            facts[name] = {"features": _FEATURES[kind], "module": module, "sizes": sizes}
     return facts
 
 

@@ -7,19 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 
-from sned.models.matrices import matrices
+from sned.models.matrices import matrix_of
 from sned.plans.budget import Goal
 from sned.plans.ops import AddBias, Keep, Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
-from sned.runtime.parts import Kinds, MlpGroup, cuts, find_parts, keep_highest, ranked, standardised
+from sned.runtime.parts import (
+    Kinds,
+    MlpGroup,
+    cuts,
+    find_parts,
+    keep_highest,
+    ranked,
+    reader_weight,
+    received_by,
+    standardised,
+)
 from sned.runtime.statistics import Fluctuation
-from sned.runtime.widths import MLP
 from sned.score.importance import unit_fluctuations
 
 if TYPE_CHECKING:
     from sned.models.geometry import Axis
-    from sned.models.matrices import Matrix
 
 
 @method(
@@ -52,10 +60,11 @@ def flap(
     means: dict[str, torch.Tensor] = {}
 
     def worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
-        found = dict[str, torch.Tensor]()
-        for axis, (mean, variance) in zip(axes, ctx.collect(*[_received(ctx, axis) for axis in axes]), strict=True):
+        view, found = ctx.view, dict[str, torch.Tensor]()
+        received = [Fluctuation(*received_by(view, axis)) for axis in axes]
+        for axis, (mean, variance) in zip(axes, ctx.collect(*received), strict=True):
             means[axis.name] = mean
-            found[axis.name] = unit_fluctuations(_reader(ctx, axis), variance, len(ctx.view.alive[axis.name]))
+            found[axis.name] = unit_fluctuations(reader_weight(view, axis), variance, len(view.alive[axis.name]))
         return found
 
     parts = find_parts(ctx, "widths", kinds, mlp_group, worths)
@@ -76,7 +85,7 @@ def new_biases(ctx: Context, op: Keep) -> int:
     """Return how many parameters the bias of an axis' reader takes, if it has none yet."""
     axis = ctx.dense.axis(op.axis)
     reader = ctx.dense.layer(axis.layer).get_submodule(axis.taps[0])
-    return _matrix(ctx, axis).rows if getattr(reader, "bias", None) is None else 0
+    return matrix_of(ctx.dense, axis.layer, axis.taps[0]).rows if getattr(reader, "bias", None) is None else 0
 
 
 def constants(ctx: Context, trims: Sequence[Keep], means: Mapping[str, torch.Tensor]) -> Iterator[AddBias]:
@@ -84,20 +93,5 @@ def constants(ctx: Context, trims: Sequence[Keep], means: Mapping[str, torch.Ten
     for op in trims:
         axis, kept = ctx.dense.axis(op.axis), set(op.units)
         gone = torch.tensor([unit not in kept for unit in ctx.dense.alive[axis.name]]).repeat_interleave(axis.tap_block)
-        bias = _reader(ctx, axis)[:, gone].double().cpu() @ means[axis.name][gone]
+        bias = reader_weight(ctx.dense, axis)[:, gone].double().cpu() @ means[axis.name][gone]
         yield AddBias(layer=axis.layer, which=axis.which, tensor=ctx.put(f"bias.{axis.layer}.{axis.which}", bias))
-
-
-def _received(ctx: Context, axis: Axis) -> Fluctuation:
-    size = len(ctx.dense.alive[axis.name]) * axis.tap_block
-    return Fluctuation(axis.layer, "channels" if axis.kind == MLP else "heads", size)
-
-
-def _reader(ctx: Context, axis: Axis) -> torch.Tensor:
-    """Return the matrix `[out, in]` that reads the units of an axis in the dense model."""
-    with ctx.dense.materialised(axis.layer) as block:
-        return _matrix(ctx, axis).of(block)
-
-
-def _matrix(ctx: Context, axis: Axis) -> Matrix:
-    return next(m for m in matrices(ctx.dense, axis.layer) if m.module == axis.taps[0])

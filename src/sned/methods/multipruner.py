@@ -26,7 +26,7 @@ from sned.runtime.widths import (
     evolve_widths,
     group_sizes,
     head_obstacle,
-    is_present,
+    present_axes,
     require_channels,
     warn_of_inexact_heads,
 )
@@ -81,7 +81,7 @@ def multipruner(
     parts = _parse_split(split or _default_split(view), view)
     if parts[2]:
         warn_of_inexact_heads(ctx)
-    present = [a.name for a in view.geometry.axes.values() if a.kind in (MLP, HEADS) and is_present(view, a.name)]
+    present = [axis.name for axis in present_axes(view, (MLP, HEADS))]
     orders = units_by_magnitude(view, present) if reorder else {name: list(view.alive[name]) for name in present}
     narrow = Widths(view, orders, group_sizes(view, mlp_group, attn_group))
     searching = Search(ctx, search, objective, confidence)

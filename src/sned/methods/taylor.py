@@ -41,8 +41,7 @@ def taylor(
     Departures: windows of calibration text take the place of ten short samples, and absolute values are taken batch
     by batch; all layers may be cut; a head is a KV group with all its queries; the budget is met to within one part.
     """
-    if ctx.free_memory is not None and not ctx.view.streamed:
-        require_memory_for_gates(ctx.view, 0, ctx.calibration.length, ctx.free_memory)
+    require_memory_for_gates(ctx.view, 0, ctx.calibration.length, ctx.free_memory)
     parts = find_parts(ctx, "widths", kinds, mlp_group, gate_sensitivities)
     yield from cuts(parts, keep_highest(ctx, parts, ranked(parts, across), goal.params or 0))
     if repair == "linear":

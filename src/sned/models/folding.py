@@ -12,7 +12,7 @@ import torch
 from sned.errors import PlanError, UnsupportedModelError
 from sned.models.bits import unpack
 from sned.models.geometry import is_conv1d, writer
-from sned.models.matrices import matrices
+from sned.models.matrices import matrix_of
 from sned.models.surgery import require_sublayer
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def require_bias_fits(view: View, layer: int, which: Sublayer, vector: torch.Ten
         UnsupportedModelError: the MLP is a mixture of experts.
     """
     require_sublayer(view, layer, which)
-    width = next(m for m in matrices(view, layer) if m.module == output_projection(view, which)).rows
+    width = matrix_of(view, layer, output_projection(view, which)).rows
     if list(vector.shape) != [width]:
         raise PlanError(f"the {which} of layer {layer} writes {width} features, not {list(vector.shape)}")
 
@@ -160,7 +160,7 @@ def refit_obstacle(view: View, which: Sublayer) -> str | None:
         return f"the norm {post} stands between its output projection and the residual stream"
     if which == "mlp" and view.family.experts:
         return "it is a mixture of experts"
-    if any(view.writes_in_part(layer, which) for layer in view.layers):
+    if any(f"{which}.write" in view.routes(layer) for layer in view.layers):
         return "some write only to some features of the residual stream"
     return None
 

@@ -133,6 +133,16 @@ def readers(family: Family, which: Sublayer) -> tuple[str, ...]:
     return tuple(path(family.mlp, name) for name in names)
 
 
+def way_in(family: Family, which: Sublayer) -> str:
+    """Return the module whose input is what a sublayer reads: its own, or its first where it has none."""
+    return family.attn if which == "attn" else family.mlp or family.up
+
+
+def way_out(family: Family, which: Sublayer) -> str:
+    """Return the module whose output is what a sublayer computes: its own, or its last where it has none."""
+    return family.attn if which == "attn" else family.mlp or family.down
+
+
 def writer(family: Family, which: Sublayer) -> str:
     """Return the linear module whose output a sublayer adds to the stream, relative to the layer."""
     return path(family.attn, family.o) if which == "attn" else path(family.mlp, family.down)

@@ -124,6 +124,11 @@ def matrices(view: View, layer: int) -> list[Matrix]:
     return found
 
 
+def matrix_of(view: View, layer: int, module: str) -> Matrix:
+    """Return the matrix that is all that a module of a layer, named relative to it, holds."""
+    return next(matrix for matrix in matrices(view, layer) if matrix.module == module)
+
+
 def all_matrices(view: View) -> list[Matrix]:
     """Return the matrices of all present layers, from the first layer to the last."""
     return [matrix for layer in view.layers for matrix in matrices(view, layer)]

@@ -120,7 +120,7 @@ def merge_obstacle(view: View, into: int, layers: Sequence[int]) -> str | None:
             return f"layer {i} was replaced by a simple map"
         if lost := next((which for which in ("attn", "mlp") if not view.has_branch(i, which)), None):
             return f"layer {i} has no {lost} any more"
-        if view.is_routed(i):
+        if view.routes(i):
             return f"layer {i} reads or writes only some features of the residual stream"
     own = _shapes(view, into)
     others = {i: _shapes(view, i) for i in layers}

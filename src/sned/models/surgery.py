@@ -78,7 +78,7 @@ def keep(view: View, axis: Axis, units: Sequence[int]) -> None:
         UnsupportedModelError: heads of a model with ALiBi are to be cut.
     """
     require_sublayer(view, axis.layer, axis.which)
-    if axis.kind == "attn.group" and getattr(view.model.config, "alibi", False):
+    if axis.kind == "attn.group" and view.heads_carry_positions:
         raise UnsupportedModelError(
             "this model biases its attention by the number of the head (ALiBi), so no head can be cut.",
             hint="cut MLP channels or whole attentions",
@@ -194,16 +194,13 @@ def _cut(axis: Axis, n_alive: int, current: list[int]) -> Edit:
 
 def _route(view: View, axis: Axis, current: list[int]) -> None:
     """Let a sublayer read or write only so many of the features of the stream that it does now, given by position."""
-    hidden = view.geometry.hidden
-    if axis.kind.endswith("read"):
-        module: Any = view.gateway(axis.layer, axis.which)
-        before = getattr(module, "reads", None)
-    else:
-        module = view.branch(axis.layer, axis.which)
-        before = getattr(module, "writes", None)
+    hidden, before = view.geometry.hidden, view.routes(axis.layer).get(axis.kind)
     features = range(hidden) if before is None else before.features
     chosen = Features([features[position] for position in current], hidden)
-    route(module, **{"reads" if axis.kind.endswith("read") else "writes": chosen})
+    if axis.tap_output:
+        route(view.branch(axis.layer, axis.which), writes=chosen)
+    else:
+        route(view.gateway(axis.layer, axis.which), reads=chosen)
 
 
 def _set_head_counts(view: View, layer: int, groups: int) -> None:

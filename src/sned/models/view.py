@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from sned.errors import PlanError
+from sned.models.geometry import way_in, way_out
 from sned.models.infer import resolve_family
 from sned.models.measure import measure, sample_weights
-from sned.models.modeling_sned import NoMixer, NoMLP, StandIn
+from sned.models.modeling_sned import Features, NoMixer, NoMLP, StandIn
 from sned.models.weights import Edit, LayerSource, LiveWeights, Weights, read_layer
 
 if TYPE_CHECKING:
@@ -132,10 +133,11 @@ class View:
 
     def branch(self, index: int, which: Sublayer) -> nn.Module:
         """Return the module whose output is what a sublayer computes, before any norm or multiplier."""
-        layer, family = self.layer(index), self.family
-        if which == "attn":
-            return layer.get_submodule(family.attn)
-        return layer.get_submodule(family.mlp if family.mlp is not None else family.down)
+        return self.layer(index).get_submodule(way_out(self.family, which))
+
+    def gateway(self, index: int, which: Sublayer) -> nn.Module:
+        """Return the module whose input is what a sublayer reads."""
+        return self.layer(index).get_submodule(way_in(self.family, which))
 
     def parts(self, index: int, which: Sublayer) -> list[str]:
         """Return the names of a layer's modules that are a sublayer: its own, and the norms that serve it alone."""
@@ -174,29 +176,24 @@ class View:
             return f"the norm {self.family.mlp_post} stands between its MLP and the residual stream"
         if self.is_replaced(index) or isinstance(self.branch(index, "mlp"), NoMLP):
             return "it has no MLP any more"
-        if self.writes_in_part(index, "mlp"):
+        if "mlp.write" in self.routes(index):
             return "its MLP writes only to some features of the residual stream"
         return None
 
-    def writes_in_part(self, index: int, which: Sublayer) -> bool:
-        """Tell whether a sublayer is there, and adds to some features of the residual stream only."""
-        if not self.has_branch(index, which):
-            return False
-        return getattr(self.branch(index, which), "writes", None) is not None
-
-    def is_routed(self, index: int) -> bool:
-        """Tell whether a layer's attention or MLP reads or writes only some features of the residual stream."""
+    def routes(self, index: int) -> dict[str, Features]:
+        """Return what a layer's sublayers read and write of the stream, by kind of axis, where it is not all of it."""
         sublayers: tuple[Sublayer, ...] = ("attn", "mlp")
-        there: list[Sublayer] = [which for which in sublayers if self.has_branch(index, which)]
-        reads = any(getattr(self.gateway(index, which), "reads", None) is not None for which in there)
-        return reads or any(self.writes_in_part(index, which) for which in there)
+        ends: dict[str, Features | None] = {}
+        for which in sublayers:
+            if self.has_branch(index, which):
+                ends[f"{which}.read"] = getattr(self.gateway(index, which), "reads", None)
+                ends[f"{which}.write"] = getattr(self.branch(index, which), "writes", None)
+        return {kind: features for kind, features in ends.items() if features is not None}
 
-    def gateway(self, index: int, which: Sublayer) -> nn.Module:
-        """Return the module whose input is what a sublayer reads."""
-        family = self.family
-        if which == "mlp" and family.mlp is None:
-            return self.layer(index).get_submodule(family.up)
-        return self.branch(index, which)
+    @property
+    def heads_carry_positions(self) -> bool:
+        """Whether attention is biased by the number of the head (ALiBi), so that none can be cut."""
+        return bool(getattr(self.model.config, "alibi", False))
 
     def has_branch(self, index: int, which: Sublayer) -> bool:
         """Tell whether a present layer still has its attention or its MLP."""

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from sned.errors import BudgetError, UnsupportedModelError
 from sned.models.count import branch_counts, units_counts
-from sned.models.matrices import matrices
+from sned.models.matrices import matrix_of
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op
 from sned.runtime.greedy import out_of_reach, present_blocks
 from sned.runtime.statistics import Received
@@ -23,7 +23,7 @@ from sned.runtime.widths import (
     HEADS,
     MLP,
     head_obstacle,
-    is_present,
+    present_axes,
     require_channels,
     warn_of_inexact_heads,
 )
@@ -68,6 +68,21 @@ class Part:
     worth: float = 0.0
 
 
+def received_by(view: View, axis: Axis) -> tuple[int, Literal["heads", "channels"], int]:
+    """Return what a statistic of what the reader of an axis receives must know: layer, kind of site, and channels."""
+    return axis.layer, "channels" if axis.kind == MLP else "heads", len(view.alive[axis.name]) * axis.tap_block
+
+
+def reader_weight(view: View, axis: Axis) -> torch.Tensor:
+    """Return the matrix `[out, in]` that reads the units of an axis.
+
+    Raises:
+        NumericalError: it holds NaN or infinity.
+    """
+    with view.materialised(axis.layer) as block:
+        return matrix_of(view, axis.layer, axis.taps[0]).of(block)
+
+
 def unit_worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
     """Return what the present units of each axis are worth, `[units]`, on what the dense layers receive (Wanda-sp).
 
@@ -75,15 +90,9 @@ def unit_worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
         NumericalError: an activation is not finite.
     """
     view, worths = ctx.view, dict[str, torch.Tensor]()
-    sizes = [len(view.alive[axis.name]) for axis in axes]
-    received = [
-        Received(axis.layer, "channels" if axis.kind == MLP else "heads", n * axis.tap_block)
-        for axis, n in zip(axes, sizes, strict=True)
-    ]
-    for axis, n, norm in zip(axes, sizes, ctx.collect(*received), strict=True):
-        with view.materialised(axis.layer) as block:
-            reader = next(m for m in matrices(view, axis.layer) if m.module == axis.taps[0])
-            worths[axis.name] = unit_norms(reader.of(block), norm, n)
+    received = [Received(*received_by(view, axis)) for axis in axes]
+    for axis, norm in zip(axes, ctx.collect(*received), strict=True):
+        worths[axis.name] = unit_norms(reader_weight(view, axis), norm, len(view.alive[axis.name]))
     return worths
 
 
@@ -212,10 +221,10 @@ def _width_parts(
     view = ctx.view
     if cut != "heads":
         require_channels(view)
-    if cut != "mlp" and getattr(view.model.config, "alibi", False):
+    if cut != "mlp" and view.heads_carry_positions:
         raise UnsupportedModelError(f"no head can be cut: {head_obstacle(view)}.", hint="use --kinds mlp")
     kinds = {"both": (HEADS, MLP), "mlp": (MLP,), "heads": (HEADS,)}[cut]
-    axes = [a for a in view.geometry.axes.values() if a.kind in kinds and is_present(view, a.name)]
+    axes = present_axes(view, kinds)
     if cut != "mlp":
         warn_of_inexact_heads(ctx)
     worths = worths_of(ctx, axes)

@@ -124,7 +124,7 @@ def _mean(ctx: Context, layers: Sequence[int]) -> list[Op]:
     """
     sums: dict[str, torch.Tensor] = {}
     for layer in layers:
-        if ctx.view.is_routed(layer):
+        if ctx.view.routes(layer):
             raise ConfigError(f"layer {layer} reads or writes some features only: it has no mean", hint="inherit first")
         with ctx.view.materialised(layer) as block:
             for name, param in block.named_parameters():

@@ -42,11 +42,9 @@ class Widths:
     orders: Orders
     groups: Mapping[str, int]
 
-    def axes(self, kinds: Sequence[str]) -> Iterator[Axis]:
+    def axes(self, kinds: Sequence[str]) -> list[Axis]:
         """Return the axes of some kinds that are still there."""
-        for axis in self.view.geometry.axes.values():
-            if axis.kind in kinds and is_present(self.view, axis.name):
-                yield axis
+        return present_axes(self.view, kinds)
 
     def most(self, axis: Axis) -> int:
         """Return how many groups may leave an axis, which keeps at least one unit."""
@@ -155,7 +153,7 @@ def require_channels(view: View) -> None:
 
 def head_obstacle(view: View) -> str | None:
     """Say why no heads can be cut, or None if they can."""
-    if getattr(view.model.config, "alibi", False):
+    if view.heads_carry_positions:
         return "this model biases its attention by the number of the head (ALiBi)"
     return "all its heads share one key-value head" if view.geometry.n_kv_groups == 1 else None
 
@@ -164,6 +162,11 @@ def warn_of_inexact_heads(ctx: Context) -> None:
     """Tell the user if trying heads out is not quite what cutting them will be."""
     if HEADS in ctx.view.family.inexact:
         ctx.progress.warn("a norm spans all heads here: the losses of head candidates are those before it adapts")
+
+
+def present_axes(view: View, kinds: Sequence[str]) -> list[Axis]:
+    """Return the axes of some kinds whose sublayers are still there."""
+    return [axis for axis in view.geometry.axes.values() if axis.kind in kinds and is_present(view, axis.name)]
 
 
 def is_present(view: View, axis: str) -> bool:

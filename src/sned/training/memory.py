@@ -98,12 +98,16 @@ def memory_for_gates(view: View, trained: int, length: int) -> int:
     return layers + _PER_NUMBER * trained + _LOGITS * view.geometry.vocab
 
 
-def require_memory_for_gates(view: View, trained: int, length: int, free: int) -> None:
-    """Refuse to go back through the whole model to gates if that does not fit into so many free bytes.
+def require_memory_for_gates(view: View, trained: int, length: int, free: int | None) -> None:
+    """Refuse to go back through the whole model to gates if that does not fit into so many free bytes, if known.
+
+    A streamed model is not measured: whoever goes back through it says that this cannot be.
 
     Raises:
         ConfigError: it does not fit.
     """
+    if free is None or view.streamed:
+        return
     if (need := memory_for_gates(view, trained, length)) > free:
         shorter = f"--seq-len {BATCH_TOKENS}, or " if length > BATCH_TOKENS else ""
         raise ConfigError(

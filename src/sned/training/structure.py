@@ -25,7 +25,7 @@ from sned.training.hypernetwork import STATES, HyperNetwork
 from sned.training.loop import fit
 from sned.training.memory import require_memory_for_gates
 from sned.training.options import held_out_part
-from sned.training.tasks import Predictions
+from sned.training.tasks import Predictions, require_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -240,11 +240,11 @@ def learn(
         DataError: there is too little text.
         NumericalError: training finds nothing better than it began with before it diverges.
     """
+    tokens, held_out = held_out_part(ctx.calibration)
     net = HyperNetwork(starts, seed=ctx.seed)
-    task = StructureTask(ctx, gates, net, aim, schedule.steps(len(held_out_part(ctx.calibration)[0])))
+    task = StructureTask(ctx, gates, net, aim, schedule.steps(len(tokens)))
     names = [gate.name for gate in gates]
     key: list[Any] = [*ctx.state(None), "structure", names, tensor_digest(torch.cat([*starts])), asdict(aim)]
-    tokens, held_out = held_out_part(ctx.calibration)
     found = fit(task, tokens, held_out, schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed)
     if found.ended == "diverged" and not found.best:
         raise NumericalError("training diverged, or its loss is NaN", hint="try a lower rate, or --dtype fp32")
@@ -290,7 +290,6 @@ def require_possible(ctx: Context, gates: Sequence[Gate], params: int, step: int
     body = count(ctx.view).body_params
     if (fewest := int(body_params(ctx.view, gates, least))) > params:
         raise out_of_reach(ctx, body - params, body - fewest)
-    Predictions(ctx.view, ctx.cost)  # which a streamed model has not
-    if ctx.free_memory is not None:
-        trained = 2 * STATES * sum(len(gate.units) for gate in gates)
-        require_memory_for_gates(ctx.view, trained, ctx.calibration.length, ctx.free_memory)
+    require_loaded(ctx.view)
+    trained = 2 * STATES * sum(len(gate.units) for gate in gates)
+    require_memory_for_gates(ctx.view, trained, ctx.calibration.length, ctx.free_memory)

@@ -94,6 +94,16 @@ class SpanTask:
         return states_apart(self._loss, hidden, targets)
 
 
+def require_loaded(view: View) -> None:
+    """Make sure that all layers of a model are in memory, since training goes back through them.
+
+    Raises:
+        ConfigError: the model is streamed.
+    """
+    if view.streamed:
+        raise ConfigError("training through a whole model needs it in memory", hint="give --stream off")
+
+
 class Predictions:
     """What a model in memory predicts, differentiably, of which few logits exist at a time."""
 
@@ -103,8 +113,7 @@ class Predictions:
         Raises:
             ConfigError: the model is streamed.
         """
-        if view.streamed:
-            raise ConfigError("training through a whole model needs it in memory", hint="give --stream off")
+        require_loaded(view)
         self.runner, self._cost = LayerRunner(view), cost
         self._plain: bool | None = None
 
