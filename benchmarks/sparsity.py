@@ -1,7 +1,8 @@
 """Setting weights to zero: what it costs beside bare forward passes, and what it leaves of the model.
 
 Times are of the processor, over all threads, so that whatever else the machine does counts little. TOKENS, SEQ_LEN,
-DTYPE, SPARSITY and SEEDS may be set; QUALITY=0 leaves out the perplexities, COSTS=0 the costs.
+DTYPE, SPARSITY and SEEDS may be set, the last two as lists with commas; ROWS names those whose perplexities are
+measured, with semicolons. QUALITY=0 leaves out the perplexities, COSTS=0 the costs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sned.score.quota import MatrixQuota, RowQuota
 
 TOKENS, SEQ_LEN = int(os.environ.get("TOKENS", "65536")), int(os.environ.get("SEQ_LEN", "512"))
 SPARSITY = [float(share) for share in os.environ.get("SPARSITY", "0.6,0.7").split(",")]
-SEEDS = range(int(os.environ.get("SEEDS", "3")))
+SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1,2").split(",")]
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("magnitude", {}),
     "wanda": ("wanda", {}),
@@ -37,6 +38,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "wanda, neuroal both": ("wanda", {"allocate": "neuroal:step=both"}),
     "sparsegpt": ("sparsegpt", {}),
 }
+ROWS = os.environ.get("ROWS", ";".join(RUNS)).split(";")
 
 
 def measure() -> dict[str, Any]:
@@ -125,7 +127,7 @@ def _quality(model: sned.Model) -> dict[str, Any]:
     held_out = sned.Tokens.from_source("builtin", model.tokenizer, tokens=16_384, seq_len=1024, role="evaluation")
     out: dict[str, Any] = {"dense": sned.evaluate(model, held_out).perplexity}
     for share in SPARSITY:
-        for name in RUNS:
+        for name in ROWS:
             found = []
             for seed in SEEDS if name != "magnitude" else [0]:
                 plan, _, _ = _plan(model, name, _tokens(model, seed), share)
