@@ -13,6 +13,7 @@ from kit.tiny import FAMILY_NAMES, LAYERS, make_model, tokens
 
 from sned.errors import NumericalError
 from sned.models.view import View
+from sned.runtime.objective import Perplexity
 from sned.runtime.search import Search
 from sned.runtime.sweep import Cost
 
@@ -95,7 +96,37 @@ def test_exact_stops_measuring_what_has_lost_already() -> None:
     best = search(context_of(View(model), text, cost=(cost := Cost())), "exact").best(candidates)
     assert best.key == "idle"
     both, others = LAYERS + 2, 5 + 4 + 3  # layers that a window goes through for base and idle, and for the others
-    assert cost.forward_layer_tokens == text.length * (8 * both + 2 * others)
+    bound = 2 * LAYERS  # by how much a bound falls short is found on two windows of the idle one
+    assert cost.forward_layer_tokens == text.length * (8 * both + 2 * others + bound)
+
+
+@pytest.mark.parametrize("falls_short_by", [0.0, 0.02, 50.0])
+def test_exact_gives_up_by_bounds_who_is_clearly_behind(falls_short_by: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With good bounds one candidate alone meets all windows; with poor ones nobody is judged by them, for the same."""
+    model = idle_layers(make_model("llama"), [3])
+    text, met = said(model), dict.fromkeys(("per_token", "least"), 0)
+    candidates = {"idle": (block("attn", 3),), **{f"mlp.{i}": (block("mlp", i),) for i in (0, 1, 2)}}
+    whole = Perplexity.per_token
+    plain = search(context_of(View(model), text), "exhaustive").best(candidates)
+
+    def measured(which: str, less: float) -> Any:
+        def per_token(objective: Perplexity, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+            met[which] += len(ids)
+            return whole(objective, ids, hidden) - less
+
+        return per_token
+
+    monkeypatch.setattr(Perplexity, "per_token", measured("per_token", 0))
+    monkeypatch.setattr(Perplexity, "least", measured("least", falls_short_by))
+    best = search(context_of(View(model), text), "exact").best(candidates)
+    assert (best.key, best.loss, best.increase) == (plain.key, plain.loss, plain.increase)
+    n, heat = len(text), 2
+    if falls_short_by < 1:
+        assert met["per_token"] == 2 * n + 3 * heat
+        assert met["least"] > 3 * n / 2
+    else:
+        assert met["per_token"] > 4 * n
+        assert met["least"] == heat
 
 
 @pytest.mark.parametrize("seed", range(4))

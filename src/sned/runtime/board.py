@@ -47,6 +47,7 @@ class Board:
         self.keys = list(candidates)
         self._savings = savings or {}
         self._sums: dict[str, list[torch.Tensor]] = {k: [] for k in self._ops}
+        self._least: dict[str, list[torch.Tensor]] = {k: [] for k in self._ops}
         self._counts = segment_tokens(self._tokens.length)
         self._state = digest([*ctx.state(self._tokens), objective])
         self.history = ctx.identify(ctx.ops)
@@ -67,6 +68,19 @@ class Board:
             if start < stop:
                 self._measure(group, start, stop)
 
+    @property
+    def foresees(self) -> bool:
+        """Whether it is known at a lower cost what a candidate loses at least."""
+        return self._trials.knows_least
+
+    def foresee(self, keys: Sequence[str], stop: int) -> None:
+        """Find what candidates lose at least on the windows up to `stop` that they have not met."""
+        for key in keys:
+            self._least[key] = self._least[key] or list(self._sums[key])
+        for start in sorted({self._reached(k) for k in keys}):
+            if start < stop:
+                self._measure([k for k in keys if self._reached(k) == start], start, stop, least=True)
+
     def measure_plainly(self) -> None:
         """Measure all candidates alone, from the first layer to the last, on all windows."""
         for key in self._ops:
@@ -75,13 +89,13 @@ class Board:
             kept = self._ctx.journal.recall(
                 "loss", where, lambda k=key, i=ids: self._trials.plain(self._ops[k], i).tolist()
             )
-            self._add(key, kept)
+            self._sums[key].append(_sums(kept))
             self.advance(len(kept) * self._depth[key])
 
     def keep_only(self, keys: Sequence[str]) -> None:
         """Leave only these in the running."""
         for key in set(self.keys) - set(keys):
-            self.advance((len(self._tokens) - self.windows(key)) * self._depth[key])
+            self.advance((len(self._tokens) - self._reached(key)) * self._depth[key])
         self.keys = [k for k in self.keys if k in keys]
 
     @property
@@ -115,10 +129,17 @@ class Board:
         return self._scored(key, self.increase(key))
 
     def least_score(self, key: str) -> float:
-        """Return the score that a candidate would have if it lost nothing more on the windows ahead: its least."""
-        n = len(self._tokens)
+        """Return the least score that a candidate may have: with what is foreseen, or nothing, lost ahead."""
+        met, n = self.windows(key), len(self._tokens)
+        ahead = float(self._foreseen(key)[met:].sum())
         tokens = n * (self._tokens.length - 1)
-        return self._scored(key, (self._total(key) - self._total(BASE, n)) / tokens)
+        return self._scored(key, (self._total(key) + ahead - self._total(BASE, n)) / tokens)
+
+    def slack(self, key: str) -> float:
+        """Return by how much more per token a candidate lost than foreseen, on windows that it met later."""
+        foreseen = self._foreseen(key)
+        short = (torch.cat(self._sums[key])[: len(foreseen)] - foreseen).sum(1)
+        return float(short.sum()) / (max(1, int((short > 0).sum())) * (self._tokens.length - 1))
 
     def saving(self, key: str) -> float:
         """Return what a candidate saves; 1 where savings do not count."""
@@ -150,6 +171,14 @@ class Board:
         """How many segments all windows hold."""
         return self.n_windows * len(self._counts)
 
+    def _reached(self, key: str) -> int:
+        """How many windows a candidate has met or is foreseen on."""
+        return max(self.windows(key), len(self._foreseen(key)))
+
+    def _foreseen(self, key: str) -> torch.Tensor:
+        """Return what a candidate loses at least, from the first window on, `[windows, segments]`."""
+        return torch.cat(self._least[key]) if self._least[key] else torch.empty(0, len(self._counts))
+
     def _scored(self, key: str, increase: float) -> float:
         return increase / self.saving(key) if math.isfinite(increase) else math.inf
 
@@ -159,31 +188,33 @@ class Board:
     def _total(self, key: str, windows: int | None = None) -> float:
         return float(torch.cat(self._sums[key])[:windows].sum())
 
-    def _measure(self, keys: list[str], start: int, stop: int) -> None:
+    def _measure(self, keys: Sequence[str], start: int, stop: int, least: bool = False) -> None:
         for first, last in self._trials.portions(start, stop, self._tokens.length):
-            self._measure_portion(keys, first, last)
+            self._measure_portion(keys, first, last, least)
 
-    def _measure_portion(self, keys: list[str], start: int, stop: int) -> None:
-        journal = self._ctx.journal
-        kept = {key: journal.lookup("loss", self._where(key, start, stop)) for key in keys}
+    def _measure_portion(self, keys: Sequence[str], start: int, stop: int, least: bool) -> None:
+        journal, what = self._ctx.journal, "least" if least else "loss"
+        kept = {key: journal.lookup(what, self._where(key, start, stop)) for key in keys}
         missing = [key for key, sums in kept.items() if sums is None]
-        ahead = (stop - start) * sum(self._depth[key] for key in keys)
+        ahead = (stop - start) * sum(self._depth[key] for key in keys if start >= self._reached(key))
 
         def advance(units: int) -> None:
             nonlocal ahead
+            units = min(units, ahead)  # what was foreseen has been counted
             ahead -= units
             self.advance(units)
 
-        found = self._trials.measure([self._ops[k] for k in missing], self._tokens.ids[start:stop], advance)
+        found = self._trials.measure([self._ops[k] for k in missing], self._tokens.ids[start:stop], advance, least)
         for number, sums in found if missing else ():
             kept[missing[number]] = sums.tolist()
-            journal.keep("loss", self._where(missing[number], start, stop), kept[missing[number]])
+            journal.keep(what, self._where(missing[number], start, stop), kept[missing[number]])
         for key, sums in kept.items():
-            self._add(key, sums or [])
+            (self._least if least else self._sums)[key].append(_sums(sums or []))
         self.advance(ahead)  # what was known already, or shared by several
 
     def _where(self, key: str, start: int, stop: int) -> list[Any]:
         return [self._state, self._marks[key], start, stop]
 
-    def _add(self, key: str, sums: list[list[float]]) -> None:
-        self._sums[key].append(torch.tensor(sums, dtype=torch.float64))
+
+def _sums(rows: list[list[float]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64)

@@ -5,7 +5,7 @@ May import `sweep`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -20,6 +20,11 @@ ObjectiveName = Literal["perplexity", "kl"]
 _LOGITS_HELD = {"cpu": 2**22, "cuda": 2**27}
 """Logits that exist at once: on a CPU so few that they stay in its cache."""
 _PROBE_TOKENS = 8
+_LIKELY = 1 / 6
+"""Share of the vocabulary whose logits say what a token loses at least. On SmolLM2-135M that is 0.03 nats too little,
+with a third of it 0.12."""
+_ROUNDING = 1e-3
+"""What sums of logits in another order may differ by, in nats; on average they differ by far less."""
 
 
 def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -35,6 +40,15 @@ def window_nll(sweep: Sweep, ids: torch.Tensor, hidden: torch.Tensor) -> torch.T
     return torch.cat([token_nll(sweep.logits(window, state), window) for window, state in pairs])
 
 
+class _Likely(NamedTuple):
+    """Part of the vocabulary, as ascending rows of the head, and the windows that it was chosen for."""
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
 class Perplexity:
     """The negative log-likelihood of the next token, in nats.
 
@@ -47,17 +61,43 @@ class Perplexity:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._plain: bool | None = None
+        self._likely: _Likely | None = None
 
     @torch.no_grad()
     def per_token(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return the loss of each next token, `[batch, tokens - 1]` in float32."""
+        if not self._is_plain(ids, hidden):
+            return window_nll(self._sweep, ids, hidden)
+        states, head = self._states(ids, hidden)
+        return sliced_nll(states, head.weight, head.bias, ids[:, 1:].flatten()).view(len(ids), -1)
+
+    @torch.no_grad()
+    def least(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what each next token loses at least, `[batch, tokens - 1]` in float32, at a fraction of the cost.
+
+        A sum over part of the vocabulary is less than that over all of it, whichever part it is. Taken are the targets
+        and what the first candidate that meets these windows finds likely. Where the head is no plain matrix, zero.
+        """
+        if not self._is_plain(ids, hidden):
+            return torch.zeros_like(ids[:, 1:], dtype=torch.float32)
+        (states, head), targets = self._states(ids, hidden), ids[:, 1:].flatten()
+        if self._likely is None or self._likely.ids is not ids:  # candidates come one after another with one batch
+            often = mean_probability(states, head.weight, head.bias).topk(int(_LIKELY * len(head.weight))).indices
+            rows = torch.cat([often, targets]).unique()
+            self._likely = _Likely(ids, rows, head.weight[rows], None if head.bias is None else head.bias[rows])
+        part = self._likely
+        nll = sliced_nll(states, part.weight, part.bias, torch.searchsorted(part.rows, targets))
+        return nll.view(len(ids), -1) - _ROUNDING
+
+    def _is_plain(self, ids: torch.Tensor, hidden: torch.Tensor) -> bool:
         if self._plain is None:
             self._plain = head_is_plain(self._sweep, ids, hidden)
-        if not self._plain:
-            return window_nll(self._sweep, ids, hidden)
-        normed = self._sweep.before_head(ids, hidden)[:, :-1]
-        head: Any = self._sweep.view.model.get_output_embeddings()
-        return sliced_nll(normed.flatten(0, 1), head.weight, head.bias, ids[:, 1:].flatten()).view(len(ids), -1)
+        return self._plain
+
+    def _states(self, ids: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Return what the head receives where a next token is known, `[rows, hidden]`, and the head."""
+        states = self._sweep.before_head(ids, hidden)[:, :-1].flatten(0, 1)
+        return states, self._sweep.view.model.get_output_embeddings()
 
 
 class Divergence:
@@ -106,17 +146,32 @@ def sliced_nll(
         bias: `[vocab]`, or None.
         targets: `[rows]`
     """
-    width = max(256, _LOGITS_HELD.get(states.device.type, 2**24) // max(1, len(states)))
     total = states.new_full((len(states),), -torch.inf, dtype=torch.float32)
     chosen = torch.zeros_like(total)
-    for start in range(0, len(weight), width):
-        part = slice(start, start + width)
-        logits = torch.nn.functional.linear(states, weight[part], None if bias is None else bias[part]).float()
+    for start, logits in _slices(states, weight, bias):
         total = torch.logaddexp(total, logits.logsumexp(-1))
         inside = (targets >= start) & (targets < start + logits.shape[1])
         index = (targets - start).clamp(0, logits.shape[1] - 1)
         chosen += torch.where(inside, logits.gather(1, index[:, None])[:, 0], 0.0)
     return total - chosen
+
+
+def mean_probability(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean of `softmax(states Wᵀ + b)` over the rows, `[vocab]` in float32, forming its logits twice."""
+    total = states.new_full((len(states), 1), -torch.inf, dtype=torch.float32)
+    for _, logits in _slices(states, weight, bias):
+        total = torch.logaddexp(total, logits.logsumexp(-1, keepdim=True))
+    return torch.cat([(logits - total).exp().mean(0) for _, logits in _slices(states, weight, bias)])
+
+
+def _slices(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield `(first entry, logits)` for one slice of the vocabulary after the other, `[rows, slice]` in float32."""
+    width = max(256, _LOGITS_HELD.get(states.device.type, 2**24) // max(1, len(states)))
+    for start in range(0, len(weight), width):
+        part = slice(start, start + width)
+        yield start, torch.nn.functional.linear(states, weight[part], None if bias is None else bias[part]).float()
 
 
 def head_is_plain(sweep: Sweep, ids: torch.Tensor, hidden: torch.Tensor) -> bool:

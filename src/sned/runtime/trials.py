@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
@@ -42,6 +42,15 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class LeastJudge(Judge, Protocol):
+    """Says also what a candidate loses at least, at a fraction of the cost."""
+
+    def least(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return a bound below the loss of each next token, `[batch, tokens - 1]`."""
+        ...
+
+
 @dataclass(slots=True)
 class _Stream:
     """The hidden states of one or more candidates that have been alike so far, batch by batch."""
@@ -58,8 +67,17 @@ class Trials:
         self._objective, self._tensors, self._warn = objective, tensors, warn
         self.reason = ""
 
+    @property
+    def knows_least(self) -> bool:
+        """Whether it is known at a lower cost what a candidate loses at least."""
+        return isinstance(self._objective, LeastJudge)
+
     def measure(
-        self, candidates: Sequence[Sequence[Op]], ids: torch.Tensor, advance: Callable[[int], None] = lambda _: None
+        self,
+        candidates: Sequence[Sequence[Op]],
+        ids: torch.Tensor,
+        advance: Callable[[int], None] = lambda _: None,
+        least: bool = False,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield `(candidate, sums)`: its loss summed over each segment of each window, `[windows, segments]`, float64.
 
@@ -70,11 +88,14 @@ class Trials:
             candidates: Ops to try, each list on its own; an empty one is the view as it is.
             ids: Windows `[n, tokens]`.
             advance: Told layer after layer how many windows have met it, times the candidates on their own there.
+            least: Find only what each loses at least.
         """
+        objective = self._objective
+        judge = objective.least if least and isinstance(objective, LeastJudge) else objective.per_token
         pieces: list[list[torch.Tensor]] = [[] for _ in candidates]
         at_once = self._at_once(ids)
         for chunk in self._chunks(ids, min(len(candidates), at_once)):
-            for c, sums in self._run(candidates, chunk, at_once, advance):
+            for c, sums in self._run(candidates, chunk, at_once, judge, advance):
                 pieces[c].append(sums)
                 if sum(map(len, pieces[c])) == len(ids):
                     yield c, torch.cat(pieces[c])
@@ -92,7 +113,7 @@ class Trials:
                 stack.enter_context(op.trial(self._view, self._tensors))
             try:
                 for chunk in sweep.chunks(ids):
-                    pieces += [self._sums(batch, hidden) for batch, hidden in sweep.final(chunk)]
+                    pieces += [self._sums(self._objective.per_token(*state)) for state in sweep.final(chunk)]
             except NumericalError as error:
                 return self._failed(ids, error)
         return torch.cat(pieces)
@@ -102,6 +123,7 @@ class Trials:
         candidates: Sequence[Sequence[Op]],
         chunk: list[torch.Tensor],
         at_once: int,
+        judge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         advance: Callable[[int], None],
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Run all candidates over a chunk, yielding `(candidate, sums)`."""
@@ -128,7 +150,7 @@ class Trials:
                 streams = following
                 advance(len(whole) * sum(len(stream.members) == 1 for stream in streams))
             # batch by batch, since an objective may hold what it compares a batch with
-            sums = [[self._sums(ids, stream.batches[b]) for stream in streams] for b, ids in enumerate(chunk)]
+            sums = [[self._sums(judge(ids, stream.batches[b])) for stream in streams] for b, ids in enumerate(chunk)]
             for stream, pieces in zip(streams, zip(*sums, strict=True), strict=True):
                 yield from ((c, torch.cat(pieces)) for c in stream.members)
 
@@ -140,9 +162,9 @@ class Trials:
                 return batches
             return [self._sweep.step(index, hidden) for hidden in batches]
 
-    def _sums(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the loss of a batch, summed per segment: `[windows, segments]`."""
-        losses = self._objective.per_token(ids, hidden).double()
+    def _sums(self, losses: torch.Tensor) -> torch.Tensor:
+        """Return the losses of a batch, summed per segment: `[windows, segments]`."""
+        losses = losses.double()
         if not torch.isfinite(losses).all():
             losses = torch.full_like(losses, FAILED)
             self._drop("its logits hold NaN or infinity")
