@@ -43,12 +43,12 @@ OF_WEIGHTS = [name for name in METHODS if "sparsity" in find_method(name).budget
 REFUSED = {
     **{
         name: set(FAMILY_NAMES) - set(DENSE_NAMES)
-        for name in ("displlm", "flap", "multipruner", "policygrad", "taylor", "wandasp", "zeroth")
+        for name in ("displlm", "flap", "multipruner", "policygrad", "taylor", "taylorsearch", "wandasp", "zeroth")
     },
     "laco": {"qwen3_moe"},  # whose layers are dense and experts in turn
 }
 """Families for which a method has nothing to offer, and says so; every other works everywhere."""
-WHOLE = {"displlm", "taylor"}
+WHOLE = {"displlm", "taylor", "taylorsearch"}
 """Methods that need all layers in memory, and say so of a streamed model."""
 PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFUSED.get(m, ())]
 
@@ -56,6 +56,7 @@ PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFU
 SHORT: dict[str, dict[str, Any]] = {
     "displlm": {"epochs": 2, "rate": 0.02},
     "policygrad": {"epochs": 1},
+    "taylorsearch": {"proposals": 2, "mlp_group": 16},
     "zeroth": {"directions": 6},
 }
 """Options with which a method that learns is done soon, unless a test gives its own."""

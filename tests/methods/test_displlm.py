@@ -164,7 +164,7 @@ def test_what_cannot_be_is_refused_before_anything_is_run() -> None:
         plan_on(View(make_model("llama")), "displlm", start="open", weight=float("inf"))
 
 
-@pytest.mark.parametrize("method", ["displlm", "taylor"])
+@pytest.mark.parametrize("method", ["displlm", "taylor", "taylorsearch"])
 def test_too_little_memory_is_known_before_the_start(method: str) -> None:
     cost = Cost()
     with pytest.raises(ConfigError, match=r"gradients through 5 layers need about .* GB are free") as caught:

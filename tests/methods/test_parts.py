@@ -179,7 +179,7 @@ def test_gradients_need_the_whole_model() -> None:
     assert "--stream off" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("method", ["flap", "policygrad", "taylor", "wandasp", "zeroth"])
+@pytest.mark.parametrize("method", ["flap", "policygrad", "taylor", "taylorsearch", "wandasp", "zeroth"])
 def test_heads_that_carry_positions_are_refused_at_once(method: str) -> None:
     model = AutoModelForCausalLM.from_config(FalconConfig(**CONFIGS["falcon/serial"], alibi=True)).eval()
     fill(model, 0)

@@ -22,6 +22,7 @@ from sned.runtime.planner import check_budget
 from sned.runtime.sweep import BATCH_TOKENS, STREAM_CHUNK_TOKENS
 from sned.runtime.trials import HELD_BYTES
 from sned.runtime.valuation import find_units
+from sned.runtime.widths import HEADS, MLP, group_sizes
 from sned.training.memory import memory_for_gates
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ SHARED = {"exhaustive": 1.0, "exact": 0.5, "racing": 0.05, "loo": 0.5, "shapley"
 """About the part of measuring every candidate on every token from the first layer on that is really done."""
 _BLOCKS_FIRST = 0.4
 """About the part of the budget that a method which also narrows layers spends on whole blocks."""
+_FORTH_AND_BACK = 3
+"""Passes that gradients take."""
 _KINDS = {"mix": ("attn", "mlp"), "mha": ("attn",), "mlp": ("mlp",)}
 
 
@@ -62,6 +65,8 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
     tried = trials(view, method, budget, options)
     how = "exact" if "merge" in options else options.get("search", options.get("metric"))
     passes = tried * SHARED[how] if how in SHARED else sweeps(method, options)
+    if "refresh" in options:
+        passes += _FORTH_AND_BACK * tried / (options["proposals"] * options["refresh"])
     held = HELD_BYTES if how in SHARED else 0
     if budget.sparsity is not None:
         held = memory_to_sparsify(view, tokens)
@@ -130,6 +135,8 @@ def trials(view: View, method: Method, budget: Budget, options: Mapping[str, Any
     blocks = [b for b in present_blocks(view) if b[0] in _KINDS[options.get("types", "mix")]]
     if options.get("one_shot") or not blocks:
         return len(blocks)
+    if "proposals" in options:
+        return options["proposals"] * _steps(view, goal, options)
     narrows = method.prunes == "width"
     gone = _blocks_gone(view, goal, blocks, _BLOCKS_FIRST if narrows else 1.0)
     if options.get("stock"):
@@ -166,6 +173,16 @@ def _narrowings(view: View, goal: Goal, options: Mapping[str, Any]) -> int:
     group = options.get("mlp_group") or max(1, view.geometry.hidden // 4)
     saved = units_counts(view, axes[0], group).params
     return len(axes) * math.ceil((1 - _BLOCKS_FIRST) * (goal.params or 0) / saved)
+
+
+def _steps(view: View, goal: Goal, options: Mapping[str, Any]) -> int:
+    """Estimate the cuts of a search without stages, were they all of the kind that most parameters are in."""
+    kind = HEADS if options["kinds"] == "heads" else MLP
+    axes = [axis for axis in view.geometry.axes.values() if axis.kind == kind]
+    if not axes:
+        return 0
+    group = group_sizes(view, options["mlp_group"], options["attn_group"])[kind]
+    return math.ceil((goal.params or 0) / units_counts(view, axes[0], group).params)
 
 
 def memory_needed(view: View, *, streamed: bool | None = None) -> int:

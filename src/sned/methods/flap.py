@@ -13,7 +13,6 @@ from sned.plans.ops import AddBias, Keep, Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
 from sned.runtime.parts import (
-    Kinds,
     MlpGroup,
     cuts,
     find_parts,
@@ -24,6 +23,7 @@ from sned.runtime.parts import (
     standardised,
 )
 from sned.runtime.statistics import Fluctuation
+from sned.runtime.widths import Kinds
 from sned.score.importance import unit_fluctuations
 
 if TYPE_CHECKING:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
-
 from sned.errors import BudgetError, ConfigError
 from sned.models.count import count
 from sned.plans.budget import Goal
@@ -20,7 +18,9 @@ from sned.runtime.search import Confidence, ObjectiveOption, Search, SearchMode
 from sned.runtime.widths import (
     HEADS,
     MLP,
+    ChannelGroup,
     Generations,
+    HeadGroup,
     Population,
     Widths,
     evolve_widths,
@@ -50,10 +50,8 @@ def multipruner(
     split: Annotated[
         str | None, "parts of the budget for blocks, MLP channels and heads; default: 44:52:4, or 30:70:0 with GQA"
     ] = None,
-    mlp_group: Annotated[
-        int | None, Field(ge=1), "channels that go together; default: a quarter of the hidden size, in steps of 64"
-    ] = None,
-    attn_group: Annotated[int, Field(ge=1), "KV groups that go together, each with the query heads it serves"] = 1,
+    mlp_group: ChannelGroup = None,
+    attn_group: HeadGroup = 1,
     reorder: Annotated[bool, "cut the units with the smallest weights first, not the last ones"] = True,
     widths: Annotated[
         Literal["greedy", "nsga2"], "how widths are chosen: step by step, or evolved all at once"

@@ -11,11 +11,12 @@ from sned.plans.budget import Goal
 from sned.plans.ops import Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
-from sned.runtime.parts import Kinds, MlpGroup, PartKind, cuts, find_parts, keep_highest, standardised
+from sned.runtime.parts import MlpGroup, PartKind, cuts, find_parts, keep_highest, standardised
 from sned.runtime.policy import BaselineOption, Lesson, Masks, Rate, learn
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
 from sned.runtime.search import ObjectiveOption
+from sned.runtime.widths import Kinds
 from sned.score.bernoulli import chances_of
 from sned.training.options import Batch, Epochs
 

@@ -8,10 +8,11 @@ from sned.plans.budget import Goal
 from sned.plans.ops import Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
-from sned.runtime.parts import Across, Kinds, MlpGroup, cuts, find_parts, keep_highest, ranked
+from sned.runtime.parts import Across, MlpGroup, cuts, find_parts, keep_highest, ranked
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
 from sned.runtime.sensitivity import gate_sensitivities
+from sned.runtime.widths import Kinds
 from sned.training.memory import require_memory_for_gates
 
 

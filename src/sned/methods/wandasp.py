@@ -8,9 +8,10 @@ from sned.plans.budget import Goal
 from sned.plans.ops import Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
-from sned.runtime.parts import Kinds, MlpGroup, cuts, find_parts, keep_highest, percentiles
+from sned.runtime.parts import MlpGroup, cuts, find_parts, keep_highest, percentiles
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
+from sned.runtime.widths import Kinds
 
 
 @method(

@@ -14,10 +14,11 @@ from sned.plans.budget import Goal
 from sned.plans.ops import Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
-from sned.runtime.parts import Across, Kinds, MlpGroup, Part, cuts, find_parts, keep_highest, ranked
+from sned.runtime.parts import Across, MlpGroup, Part, cuts, find_parts, keep_highest, ranked
 from sned.runtime.random_steps import Directions, feature_worths, gates_moved, slopes, weights_moved
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
+from sned.runtime.widths import Kinds
 from sned.score.spsa import estimate, rank_correlation
 
 STEPS = {"gates": 1e-2, "weights": 1e-4}

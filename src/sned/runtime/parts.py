@@ -12,21 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 
-from sned.errors import BudgetError, UnsupportedModelError
+from sned.errors import BudgetError
 from sned.models.count import branch_counts, units_counts
 from sned.models.matrices import matrix_of
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op
 from sned.runtime.greedy import out_of_reach, present_blocks
 from sned.runtime.statistics import Received
-from sned.runtime.widths import (
-    EVEN,
-    HEADS,
-    MLP,
-    head_obstacle,
-    present_axes,
-    require_channels,
-    warn_of_inexact_heads,
-)
+from sned.runtime.widths import EVEN, MLP, axes_to_cut
 from sned.score.importance import unit_norms
 from sned.score.magnitude import largest_first
 
@@ -39,7 +31,6 @@ if TYPE_CHECKING:
 
 PartKind = Literal["widths", "blocks", "layers"]
 MlpGroup = Annotated[int | None, Field(ge=1), "channels that stay or go together, ranked alike; default: 64, or fewer"]
-Kinds = Annotated[Literal["both", "mlp", "heads"], "what is cut: MLP channels, KV groups, or both"]
 Across = Annotated[
     Literal["uniform", "global"], "the same share of every axis, or what costs least per parameter anywhere"
 ]
@@ -218,18 +209,10 @@ def _width_parts(
     mlp_group: int | None,
     worths_of: Callable[[Context, Sequence[Axis]], dict[str, torch.Tensor]],
 ) -> Iterator[Part]:
-    view = ctx.view
-    if cut != "heads":
-        require_channels(view)
-    if cut != "mlp" and view.heads_carry_positions:
-        raise UnsupportedModelError(f"no head can be cut: {head_obstacle(view)}.", hint="use --kinds mlp")
-    kinds = {"both": (HEADS, MLP), "mlp": (MLP,), "heads": (HEADS,)}[cut]
-    axes = present_axes(view, kinds)
-    if cut != "mlp":
-        warn_of_inexact_heads(ctx)
+    axes = axes_to_cut(ctx, cut)
     worths = worths_of(ctx, axes)
     for axis in axes:
-        yield from _parts_of(view, axis, worths[axis.name], mlp_group)
+        yield from _parts_of(ctx.view, axis, worths[axis.name], mlp_group)
 
 
 def _parts_of(view: View, axis: Axis, worths: torch.Tensor, mlp_group: int | None) -> Iterator[Part]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from sned.runtime.context import Context
     from sned.runtime.objective import ObjectiveName
 
+Kinds = Annotated[Literal["both", "mlp", "heads"], "what is cut: MLP channels, KV groups, or both"]
+ChannelGroup = Annotated[
+    int | None, Field(ge=1), "channels that go together; default: a quarter of the hidden size, in steps of 64"
+]
+HeadGroup = Annotated[int, Field(ge=1), "KV groups that go together, each with the query heads it serves"]
 Population = Annotated[int, Field(ge=4), "nsga2: models in a generation"]
 Generations = Annotated[int, Field(ge=1), "nsga2: generations"]
 Orders = Mapping[str, list[int]]
@@ -162,6 +167,22 @@ def warn_of_inexact_heads(ctx: Context) -> None:
     """Tell the user if trying heads out is not quite what cutting them will be."""
     if HEADS in ctx.view.family.inexact:
         ctx.progress.warn("a norm spans all heads here: the losses of head candidates are those before it adapts")
+
+
+def axes_to_cut(ctx: Context, kinds: str) -> list[Axis]:
+    """Return the axes whose units may be cut: of MLP channels, of heads, or both. Inexact heads are warned of.
+
+    Raises:
+        UnsupportedModelError: channels are to be cut, and the MLPs are mixtures of experts; or heads are, and they
+            carry positions.
+    """
+    if kinds != "heads":
+        require_channels(ctx.view)
+    if kinds != "mlp":
+        if ctx.view.heads_carry_positions:
+            raise UnsupportedModelError(f"no head can be cut: {head_obstacle(ctx.view)}.", hint="use --kinds mlp")
+        warn_of_inexact_heads(ctx)
+    return present_axes(ctx.view, {"both": (HEADS, MLP), "mlp": (MLP,), "heads": (HEADS,)}[kinds])
 
 
 def present_axes(view: View, kinds: Sequence[str]) -> list[Axis]:

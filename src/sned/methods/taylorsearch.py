@@ -1,0 +1,140 @@
+"""Taylor search: gradients of gates propose what to cut next, losses decide among the few that look cheapest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from sned.plans.budget import Goal
+from sned.plans.ops import DropSublayer, Keep, Op
+from sned.runtime.context import Context
+from sned.runtime.greedy import Criterion, Cut, Proposals, block_proposals, greedily, removed_params
+from sned.runtime.method import method
+from sned.runtime.repair import RepairOption
+from sned.runtime.repair import repair as refit_linearly
+from sned.runtime.search import Confidence, ObjectiveOption, Search, SearchMode
+from sned.runtime.sensitivity import gate_sensitivities
+from sned.runtime.widths import (
+    HEADS,
+    MLP,
+    ChannelGroup,
+    HeadGroup,
+    Kinds,
+    Widths,
+    axes_to_cut,
+    group_sizes,
+    present_axes,
+)
+from sned.training.memory import require_memory_for_gates
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_AXIS = {"attn": HEADS, "mlp": MLP}
+Slopes = dict[str, dict[int, float]]
+"""What each unit of each axis costs to first order, in nats."""
+
+
+@method(
+    paper="",
+    prunes="width",
+    title="Gradients propose, losses decide",
+    budgets=("remove",),
+    calibration_tokens=16_384,
+    goes_back=True,
+)
+def taylorsearch(
+    ctx: Context,
+    *,
+    goal: Goal,
+    kinds: Kinds = "both",
+    mlp_group: ChannelGroup = None,
+    attn_group: HeadGroup = 1,
+    whole_blocks: Annotated[bool, "whole attentions and MLPs may go, too"] = True,
+    proposals: Annotated[int, Field(ge=1), "cuts whose losses are compared in each step"] = 8,
+    refresh: Annotated[int, Field(ge=1), "cuts after which gradients are taken anew"] = 8,
+    search: SearchMode = "exact",
+    objective: ObjectiveOption = "perplexity",
+    criterion: Criterion = "per-parameter",
+    confidence: Confidence = 0.95,
+    repair: RepairOption = None,
+) -> Iterator[Op]:
+    """Cut again and again what raises the loss least, tried on the few cuts that seem cheapest to first order.
+
+    The units of each axis leave in groups, those with the least |dL/dgate| first; a cut promises to cost the sum of
+    that over its units. The cheapest promises per parameter are tried, and the best one is kept. Cuts of channels, of
+    KV groups and of whole blocks compete, with no split of the budget between them.
+
+    Sources: the criterion is that of LLM-Pruner (arXiv:2305.11627), the loop that of MultiPruner (arXiv:2501.09949).
+    """
+    axes = axes_to_cut(ctx, kinds)
+    groups = group_sizes(ctx.view, mlp_group, attn_group)
+    require_memory_for_gates(ctx.view, 0, ctx.calibration.length, ctx.free_memory)
+    proposer = _Proposer(ctx, tuple({axis.kind for axis in axes}), groups, whole_blocks, proposals, refresh)
+    searching = Search(ctx, search, objective, confidence)
+    yield from greedily(ctx, searching, proposer.next, lambda: removed_params(ctx) >= (goal.params or 0), criterion)
+    if repair == "linear":
+        yield from refit_linearly(ctx)
+
+
+@dataclass
+class _Proposer:
+    """Says what to try next, from gradients that are taken anew every few steps."""
+
+    ctx: Context
+    kinds: tuple[str, ...]
+    groups: Mapping[str, int]
+    whole_blocks: bool
+    most: int
+    refresh: int
+    steps: int = 0
+    slopes: Slopes = field(default_factory=dict)
+
+    def next(self) -> Proposals:
+        """Return the cuts that promise to cost least per parameter, the cheapest first."""
+        if self.steps % self.refresh == 0:
+            self.slopes = self._measured()
+        self.steps += 1
+        cuts, alive = self._all(), self.ctx.view.alive
+        promised = {key: promise(cut, self.slopes, alive) / cut.saves.params for key, cut in cuts.items()}
+        return {key: cuts[key] for key in sorted(cuts, key=promised.__getitem__)[: self.most]}
+
+    def _measured(self) -> Slopes:
+        alive = self.ctx.view.alive
+        found = gate_sensitivities(self.ctx, present_axes(self.ctx.view, self.kinds))
+        return {name: dict(zip(alive[name], slopes.tolist(), strict=True)) for name, slopes in found.items()}
+
+    def _all(self) -> Proposals:
+        view = self.ctx.view
+        orders = {
+            name: sorted(view.alive[name], key=own.__getitem__, reverse=True) for name, own in self.slopes.items()
+        }
+        widths = Widths(view, orders, self.groups)
+        cuts = {key: cut for kind in self.kinds for key, cut in widths.proposals(kind).items()}
+        if self.whole_blocks:
+            whole = block_proposals(view)
+            cuts |= {key: cut for key, cut in whole.items() if _AXIS[key.partition(".")[0]] in self.kinds}
+        return cuts
+
+
+def promise(cut: Cut, slopes: Slopes, alive: Mapping[str, Sequence[int]]) -> float:
+    """Return by how much a cut raises the loss to first order, in nats: the sum over the units that leave.
+
+    Args:
+        cut: Narrows an axis, or removes the block that it belongs to.
+        slopes: What each unit of each axis costs.
+        alive: The units of each axis that are there.
+    """
+    total = 0.0
+    for op in cut.ops:
+        if isinstance(op, Keep):
+            axis, kept = op.axis, set(op.units)
+        elif isinstance(op, DropSublayer):
+            axis, kept = f"layers.{op.layer}.{_AXIS[op.which]}", set[int]()
+        else:
+            raise TypeError(f"{op} takes no units away")
+        total += sum(slopes[axis][unit] for unit in alive[axis] if unit not in kept)
+    return total
