@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from kit.compare import assert_differ, assert_same_logits, logits, swept
-from kit.planning import plan_on
+from kit.planning import Messages, plan_on
 from kit.planted import idle_layers, layers_of, quiet_layers
 from kit.searching import fresh
 from kit.tiny import FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model, save_model_folder, stand_ins, tokens
@@ -15,11 +15,14 @@ from kit.tiny import FAMILY_NAMES, HIDDEN, LAYERS, family_of, make_model, save_m
 from sned.checkpoint.model import load
 from sned.checkpoint.save import save_model
 from sned.checkpoint.verify import verify
+from sned.errors import UnsupportedModelError
 from sned.models.count import count
+from sned.models.folding import output_projection
 from sned.models.view import View
-from sned.plans.ops import DropLayers, Op, Replace
+from sned.plans.ops import DropLayers, DropSublayer, Op, Replace
 from sned.plans.store import load_plan, save_plan
-from sned.runtime.stand_ins import runs_of
+from sned.runtime.stand_ins import home_of, runs_of
+from sned.runtime.sweep import Cost
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,3 +176,89 @@ def test_the_plan_and_the_checkpoint_hold_all_there_is(kind: str, name: str, tmp
     assert_same_logits(swept(load(str(tmp_path / "pruned"), stream="on").view), logits(model.view.model))
     kept: tuple[Op, ...] = load_plan(tmp_path / "plan").ops
     assert [op.model_dump()["spec"] for op in kept] == [kind] * len(kept)
+
+
+class TestBranches:
+    """The mean update of an attention or an MLP, as a bias of the branch before it."""
+
+    NORMED = ("gemma2", "gemma3_text", "olmo2")
+    PLAIN = tuple(name for name in FAMILY_NAMES if not family_of(name).experts and not family_of(name).mlp_post)
+
+    @staticmethod
+    def constant(name: str, which: Any, layer: int) -> PreTrainedModel:
+        """Return a model one of whose branches adds a constant."""
+        model = make_model(name)
+        weight, bias = (
+            dict(layers_of(model)[layer].named_parameters())[f"{output_projection(View(model), which)}.{kind}"]
+            for kind in ("weight", "bias")
+        )
+        weight.data.zero_()
+        bias.data = 0.1 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(3))
+        return model
+
+    @pytest.mark.parametrize("which", ["attn", "mlp"])
+    @pytest.mark.parametrize("name", ["gpt2", "opt", "phi", "gpt_neox", "gpt_neox/serial"])
+    def test_what_adds_a_constant_is_emulated(self, name: str, which: Any) -> None:
+        view = View(self.constant(name, which, 2))
+        dense = logits(view.model)
+        given: dict[str, Any] = {"units": which, "layers": None, "blocks": 1, "min_start": 2, "max_end": 3}
+        plain = repaired(fork := view.fork(), None, **given)
+        assert plain.ops == (DropSublayer(layer=2, which=which),)
+        assert_differ(logits(fork.model), dense)
+        plan = repaired(view, "shift", **given)
+        assert [op.op for op in plan.ops] == ["drop_sublayer", "add_bias"]
+        assert_same_logits(logits(view.model), dense)
+        assert [(row["which"], row["start"], row["left"] < 1e-2) for row in fits(plan)] == [(which, 2, True)]
+
+    def test_the_mean_is_that_of_what_the_branch_adds_with_weights_for_tokens(self) -> None:
+        given: dict[str, Any] = {"units": "mlp", "layers": None, "blocks": 1, "min_start": 2, "max_end": 3}
+        plan = repaired(fresh("granite"), "shift", **given)
+        model, caught = make_model("granite"), {}
+        layer: Any = layers_of(model)[2]
+        layer.register_forward_pre_hook(lambda _m, args: caught.update(before=args[0]))
+        layer.mlp.register_forward_hook(lambda _m, _a, out: caught.update(out=out))
+        logits(model, MANY.ids)
+        added = caught["out"] * model.config.residual_multiplier
+        weights = 1 / (caught["before"] + added).square().sum(-1, keepdim=True)
+        want = (weights * added).sum((0, 1)) / weights.sum() / model.config.residual_multiplier
+        (tensor,) = plan.tensors.values()
+        torch.testing.assert_close(tensor, want, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("name", PLAIN)
+    def test_the_budget_counts_biases_and_the_result_is_saved(self, name: str, tmp_path: Path) -> None:
+        model = load(str(save_model_folder(tmp_path / "dense", name)))
+        plan = repaired(model.view, "shift", units="both", layers=None, remove=0.15, remove_of="body")
+        assert plan.dense.params - plan.pruned.params >= 0.15 * plan.dense.body_params
+        assert all(0 < row["left"] < 1 for row in fits(plan))
+        (tmp_path / "pruned").mkdir()
+        stock = save_model(model, tmp_path / "pruned").stock
+        assert verify(model.view, tmp_path / "pruned", stock=stock).max_logit_error < 1e-4
+
+    @pytest.mark.parametrize(
+        ("name", "branch", "gone", "home"),
+        [
+            ("llama", (2, "mlp"), [], (2, "attn")),
+            ("llama", (2, "attn"), [], (1, "mlp")),
+            ("llama", (2, "mlp"), [(2, "attn"), (1, "mlp")], (1, "attn")),
+            ("llama", (0, "attn"), [], None),
+            ("llama", (0, "mlp"), [(0, "attn")], None),
+            ("phi", (2, "attn"), [], (2, "mlp")),
+            ("phi", (2, "attn"), [(2, "mlp")], (1, "mlp")),
+            ("phi", (0, "attn"), [], (0, "mlp")),
+        ],
+    )
+    def test_the_home_is_the_last_branch_that_stays(self, name: str, branch: Any, gone: Any, home: Any) -> None:
+        assert home_of(fresh(name), branch, [branch, *gone]) == home
+
+    def test_who_has_nothing_before_it_is_named(self) -> None:
+        given: dict[str, Any] = {"units": "attn", "layers": None, "blocks": 1, "min_start": 0, "max_end": 1}
+        plan = repaired(fresh("llama"), "shift", progress=(messages := Messages()), **given)
+        assert [op.op for op in plan.ops] == ["drop_sublayer"]
+        assert any("nothing stands before the attn of layer 0" in text for text in messages.warnings)
+
+    @pytest.mark.parametrize("name", [*NORMED, "mixtral"])
+    def test_where_something_is_in_between_it_is_refused(self, name: str) -> None:
+        cost = Cost()
+        with pytest.raises(UnsupportedModelError, match=r"norm|experts"):
+            repaired(fresh(name), "shift", units="attn", layers=None, blocks=1, cost=cost)
+        assert cost.forward_layer_tokens == 0

@@ -28,7 +28,7 @@ UNITS = [
 ]
 FACTS = {"base": 2.0, "all_gone": 6.29, "orders": 16, "tried": 24, "agreement": 0.8125, "gap": 1e-16}
 SHAPLEY = {"metric": "shapley", "objective": "perplexity", "units": UNITS, **FACTS}
-MAPS = [{"start": 2, "end": 3, "kind": "shift", "tokens": 900, "left": 0.75}]
+MAPS = [{"start": 2, "end": 3, "which": None, "kind": "shift", "tokens": 900, "left": 0.75}]
 
 
 def report(**blocks: Any) -> Report:
@@ -149,6 +149,10 @@ def test_other_metrics_are_named_and_nothing_is_said_that_was_not_measured() -> 
     several = [StandIn.model_validate(MAPS[0] | {"left": left, "kind": "scale"}) for left in (0.5, 0.9)]
     assert "each run of layers that went stands a factor for each channel" in worth.placed(several)
     assert "leaves 50.0% to 90.0% of the error" in worth.placed(several)
+    branch = StandIn.model_validate(MAPS[0] | {"which": "mlp"})
+    assert "what went stands a constant, what it added on average, as a bias" in worth.placed([branch])
+    assert "MLP 2" in text_of(html.render(report(worth=SHAPLEY, stand_ins=[branch])))
+    assert "MLP 2" in printed({"stand_ins": [branch.model_dump()]})
 
 
 @pytest.mark.parametrize("depth", [LAYERS, 30, 126])

@@ -33,7 +33,7 @@ def tables(scores: Mapping[str, Any]) -> list[RenderableType]:
             (_layers(row), STANDS[row["kind"]], numbers.grouped(row["tokens"]), numbers.percent(row["left"]))
             for row in maps
         ]
-        shown += ["", table(("layers", "in their place", "tokens", "error left"), rows, left=(0, 1))]
+        shown += ["", table(("removed", "in its place", "tokens", "error left"), rows, left=(0, 1))]
     return shown
 
 
@@ -44,4 +44,6 @@ def _row(row: Mapping[str, Any], judged: bool) -> tuple[str, ...]:
 
 
 def _layers(row: Mapping[str, Any]) -> str:
+    if row.get("which"):
+        return spell_cut(f"{row['which']}.{row['start']}")
     return format_span(range(row["start"], row["end"])).replace("-", "–")

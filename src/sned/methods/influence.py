@@ -14,10 +14,19 @@ from sned.plans.budget import Goal
 from sned.plans.ops import DropLayers, Op
 from sned.runtime.context import Context
 from sned.runtime.depth import layer_range
-from sned.runtime.greedy import Cut, goal_watch, require_reachable
+from sned.runtime.greedy import Cut, out_of_reach, require_reachable
 from sned.runtime.method import method
 from sned.runtime.search import ObjectiveOption
-from sned.runtime.stand_ins import StandInOption, runs_of, stand_in, stand_in_params
+from sned.runtime.stand_ins import (
+    Branch,
+    StandInOption,
+    bias_params,
+    emulate,
+    require_homes,
+    runs_of,
+    stand_in,
+    stand_in_params,
+)
 from sned.runtime.valuation import (
     Permutations,
     Unit,
@@ -62,14 +71,15 @@ def influence(
     Static ones need one pass: how far a unit turns the stream, or the norm of what it adds. Adaptive ones try
     removals: `loo` each unit alone, `shapley` all units one after the other, in many orders, which tells what units
     are worth together, not what the first few cost. `repair` puts a simple map in the place of each run of removed
-    layers: the mean update that the paper emulates, or a low-rank one.
+    layers: the mean update that the paper emulates, or a low-rank one. That of an attention or an MLP becomes a bias of
+    the branch before it.
 
     Departures: `shapley` samples true Shapley values over antithetic orders; what the released code calls so is an
     affine function of leave-one-out losses, and ranks as `loo` does. The units that may go are valued while the others
     stay; the first and the last layer do by default. The low-rank map is fitted in closed form, where the paper trains
     one; `scale` is another paper's. Tokens weigh as the inverse square of their norm in whatever stands for layers.
     """
-    _check(ctx, units, repair, rank)
+    _check(ctx, units, repair, rank, sequential)
     found = find_units(ctx.view, units, *layer_range(ctx, min_start, max_end))
     whole = units == "layers"
     if whole:
@@ -85,24 +95,29 @@ def influence(
         plain: list[Op] = [DropLayers(layers=layers)]
         yield from stand_in(ctx, layers, repair, rank=rank, sequential=sequential) if repair else plain
     else:
-        reached = goal_watch(ctx, goal)
-        while not reached():
-            gone.append(ranked[len(gone)])
-            yield gone[-1].op
+        gone += _parts_to_go(ctx, goal, ranked, repair is not None)
+        added = list(emulate(ctx, _branches(gone))) if repair else []  # measured while all is there
+        yield from (unit.op for unit in gone)
+        yield from added
     _explain(ctx, metric, found, ranked, gone, valued)
 
 
-def _check(ctx: Context, units: UnitKind, repair: Kind | None, rank: int) -> None:
+def _check(ctx: Context, units: UnitKind, repair: Kind | None, rank: int, sequential: bool) -> None:
     """Refuse options that do not go together.
 
     Raises:
-        ConfigError: a repair of parts of layers, or a rank beyond that of any map.
+        ConfigError: a repair that parts of layers do not have, or a rank beyond that of any map.
+        UnsupportedModelError: parts of layers are to be made up for, and no bias can do that here.
     """
-    if repair is not None and units != "layers":
+    if units != "layers" and repair not in (None, "shift"):
         raise ConfigError(
             f"--repair {repair} makes up for whole layers, but --units {units} removes parts of them",
-            hint="use --units layers, or leave --repair out",
+            hint="use --repair shift, or --units layers",
         )
+    if units != "layers" and sequential:
+        raise ConfigError("--sequential is for whole layers, not for parts of them")
+    if units != "layers" and repair is not None:
+        require_homes(ctx.view)
     if repair == "lowrank" and rank > ctx.view.geometry.hidden:
         raise ConfigError(f"--rank {rank} is more than the {ctx.view.geometry.hidden} channels of the stream")
 
@@ -117,6 +132,29 @@ def _require_blocks(ctx: Context, goal: Goal, units: Sequence[Unit]) -> None:
         raise BudgetError("--layers counts whole layers, and parts of them are to go", hint="use --blocks N")
     sizes = {u.name: branch_counts(ctx.view, u.layer, u.which) for u in units if u.which != "layer"}
     require_reachable(ctx, goal, {unit.name: Cut((unit.op,), sizes[unit.name]) for unit in units})
+
+
+def _parts_to_go(ctx: Context, goal: Goal, ranked: Sequence[Unit], repaired: bool) -> list[Unit]:
+    """Return the parts that reach a goal, the first of those ranked, with the biases counted in that stand for them.
+
+    Raises:
+        BudgetError: all together are not enough.
+    """
+    trial, gone, removed = ctx.view.fork(), list[Unit](), 0
+    for unit in ranked:
+        if goal.reached(len(gone), removed):
+            break
+        gone.append(unit)
+        unit.op.apply(trial, {})
+        added = bias_params(ctx.view, _branches(gone)) if repaired else 0
+        removed = count(ctx.dense).params - count(trial).params - added
+    if not goal.reached(len(gone), removed):
+        raise out_of_reach(ctx, goal.params or 0, removed)
+    return gone
+
+
+def _branches(units: Sequence[Unit]) -> list[Branch]:
+    return [(unit.layer, unit.which) for unit in units if unit.which != "layer"]
 
 
 def _layers_to_go(ctx: Context, goal: Goal, ranked: Sequence[Unit], repair: Kind | None, rank: int) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sned.report.schema import Baseline, Layer, Pair, Repair, Report
+    from sned.report.worth_blocks import StandIn
 
 Section = Literal["Size", "Quality", "Tasks", "Speed"]
 Verdict = Literal["better", "worse", ""]
@@ -37,6 +38,11 @@ def span(layers: list[int], limit: int = 10) -> str:
     """Return layers as ``13–18, 25``, cut short after so many ranges."""
     ranges = format_span(layers).replace("-", "–").split(",")
     return ", ".join(ranges if len(ranges) <= limit else [*ranges[: limit - 1], "…"])
+
+
+def place(item: StandIn) -> str:
+    """Return what was there, as ``13–18`` or ``MLP 3``."""
+    return spell_cut(f"{item.which}.{item.start}") if item.which else span(list(range(item.start, item.end)))
 
 
 def gone(stack: list[Layer]) -> list[int]:

@@ -75,6 +75,7 @@ def render(report: Report) -> str:
         column=worth.COLUMN,
         placed=worth.placed,
         planned=facts.planned,
+        place=facts.place,
         cut=lambda item: facts.span(list(range(item.start, item.end))),
     )
 

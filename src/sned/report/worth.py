@@ -55,8 +55,13 @@ def placed(maps: list[StandIn]) -> str:
     left = [item.left for item in maps]
     low, high = numbers.percent(min(left)), numbers.percent(max(left))
     share = low if low == high else f"{low} to {high}"
-    where = "each run of layers that went" if len(maps) > 1 else "the layers that went"
+    if maps[0].which:
+        where = "each attention or MLP that went" if len(maps) > 1 else "what went"
+        stands = "a constant, what it added on average, as a bias of the branch before it"
+    else:
+        where = "each run of layers that went" if len(maps) > 1 else "the layers that went"
+        stands = STANDS[maps[0].kind]
     return (
-        f"In the place of {where} stands {STANDS[maps[0].kind]}. On the calibration text that leaves {share} of the "
+        f"In the place of {where} stands {stands}. On the calibration text that leaves {share} of the "
         f"error in the stream that plain removal leaves."
     )

@@ -45,10 +45,11 @@ class Worth(Block):
 
 
 class StandIn(Block):
-    """A simple map that stands in the place of layers ``[start, end)`` of the base model."""
+    """What stands in the place of layers ``[start, end)`` of the base model, or of a part of one of them."""
 
     start: Count
     end: Count
+    which: Literal["attn", "mlp"] | None = Field(None, description="the part of the layer; none for whole layers")
     kind: Literal["shift", "scale", "lowrank"]
     tokens: Count = Field(description="tokens it was estimated from")
     left: Positive = Field(description="size of the error it leaves, as a share of that which plain removal leaves")

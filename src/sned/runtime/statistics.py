@@ -268,3 +268,23 @@ class Updates(Statistic[Update]):
         moments = Moments(s["gram"], s["cross"], square, tokens) if self.moments else None
         channels = [s[name] for name in self._CHANNELS]
         return Update(tokens, float(s["weight"]), *channels, added_square=square, moments=moments)
+
+
+class Additions(Updates):
+    """What a sublayer adds to the stream, by itself, for a constant that is to stand in its place.
+
+    Tokens weigh as in `Updates`, by the stream that enters the layer with nothing but this added.
+    """
+
+    def __init__(self, which: Sublayer, layer: int, hidden: int) -> None:
+        super().__init__(layer, layer + 1, hidden)
+        self.which = which
+        self.sites = (Site("resid", layer), Site(which, layer))
+
+    @property
+    def key(self) -> list[Any]:
+        return ["additions", self.which, self.cut[0]]
+
+    def update(self, *activations: torch.Tensor) -> None:
+        before, added = activations
+        super().update(before, before.float() + added.float())
