@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, FalconConfig
 
 from sned.errors import BudgetError, ConfigError, UnsupportedModelError
 from sned.models import trial
-from sned.models.count import count
+from sned.models.count import branch_counts, count
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Keep
 from sned.runtime.parts import find_parts, keep_highest, percentiles, unit_worths
 from sned.runtime.sensitivity import gate_sensitivities
-from sned.runtime.sweep import Cost
+from sned.runtime.sweep import SUBLAYERS, Cost
 
 if TYPE_CHECKING:
     from sned.plans.plan import Plan
@@ -177,6 +177,23 @@ def test_gradients_need_the_whole_model() -> None:
     with pytest.raises(ConfigError, match="whole model") as caught:
         plan_on(streamed_view("llama"), "taylor")
     assert "--stream off" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("units", ["widths", "blocks"])
+def test_with_separate_budgets_attention_gives_the_same_share_as_mlps(units: str) -> None:
+    """To within one part, while in all no less goes than is asked for; one budget for all spends it elsewhere."""
+    view, dense = fresh("llama"), fresh("llama")
+    parts = find_parts(context_of(dense), units)
+    asked: dict[str, Any] = {"remove_of": "body", "start": "even", "epochs": 1, "units": units, "remove": 0.3}
+    plan = plan_on(view, "policygrad", budgets="separate", **asked)
+    assert removed(plan) >= 0.3 * plan.dense.body_params
+    total = sum(part.params for part in parts)
+    for which in SUBLAYERS:
+        gone = sum(branch_counts(dense, i, which).params for i in range(LAYERS))
+        gone -= sum(branch_counts(view, i, which).params for i in view.layers if view.has_branch(i, which))
+        size = sum(part.params for part in parts if part.name.startswith(which))
+        assert abs(gone - 0.3 * plan.dense.body_params * size / total) <= max(part.params for part in parts)
+    assert plan_on(fresh("llama"), "policygrad", **asked).ops != plan.ops
 
 
 @pytest.mark.parametrize("method", ["flap", "policygrad", "taylor", "taylorsearch", "wandasp", "zeroth"])

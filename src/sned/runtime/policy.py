@@ -11,10 +11,10 @@ from pydantic import Field
 
 from sned.errors import NumericalError
 from sned.runtime.parts import cuts, require_floors
-from sned.score.bernoulli import advantages, draw, gradient, project, spread
+from sned.score.bernoulli import advantages, draw, gradient, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sned.data.tokens import Tokens
     from sned.runtime.context import Context
@@ -44,9 +44,15 @@ class Lesson:
 
 
 def learn(
-    ctx: Context, parts: Sequence[Part], chances: torch.Tensor, sizes: torch.Tensor, most: float, lesson: Lesson
+    ctx: Context,
+    parts: Sequence[Part],
+    chances: torch.Tensor,
+    within: Callable[[torch.Tensor], torch.Tensor],
+    lesson: Lesson,
 ) -> torch.Tensor:
     """Return better chances `[parts]`; `ctx.scores["learning"]` keeps the mean loss of each step's masks.
+
+    `within` brings chances back into the budget after each step.
 
     Every loss is kept in the journal, so that a killed run comes back to where it was without trying a mask again.
 
@@ -68,7 +74,7 @@ def learn(
             else:
                 excess = advantages(losses)
             pace = lesson.rate * (1 + math.cos(math.pi * step / len(batches))) / 2
-            chances = project(chances - pace * spread(chances) * gradient(masks, chances, excess), sizes, most)
+            chances = within(chances - pace * spread(chances) * gradient(masks, chances, excess))
             rows.append({"step": step + 1, "loss": mean})
             ctx.progress.note(f"loss {mean:.3f}")
             advance(1)
