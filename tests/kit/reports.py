@@ -22,3 +22,9 @@ def report(**blocks: Any) -> Report:
         "model": model | {"flops_per_token": sizes, "kv_bytes_per_token": sizes},
     }
     return Report.model_validate(data | blocks)
+
+
+def stack(layers: int, removed: int | None = None) -> list[dict[str, Any]]:
+    """Return what became of each layer, where at most one went."""
+    states = ["removed" if layer == removed else "kept" for layer in range(layers)]
+    return [{"layer": n, "state": s, "attention": s, "mlp": s} for n, s in enumerate(states)]

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from kit import reports
 from pydantic import ValidationError
 
 from sned.report import facts, html, repair_picture, search_picture
@@ -22,21 +23,7 @@ EVOLUTION = {"objective": "perplexity", "judged": 160, "chosen": FRONT[1], "fron
 
 def report(**blocks: Any) -> Report:
     """A model of four layers whose layer 2 went, with what is asked for beside it."""
-    pair = {"dense": 1000, "pruned": 800}
-    params = pair | {"removed": 0.2, "body_removed": 0.25}
-    model = {"source": "tiny", "family": "llama", "fingerprint": "ab" * 32, "params": params}
-    states = ["kept", "kept", "removed", "kept"]
-    data = {
-        "schema": 1,
-        "sned": "0.1.0",
-        "command": "sned prune tiny",
-        "method": "multipruner",
-        "options": {},
-        "seed": 0,
-        "model": model | {"flops_per_token": pair, "kv_bytes_per_token": pair},
-        "stack": [{"layer": n, "state": s, "attention": s, "mlp": s} for n, s in enumerate(states)],
-    }
-    return Report.model_validate(data | blocks)
+    return reports.report(**{"method": "multipruner", "stack": reports.stack(4, 2)} | blocks)
 
 
 def refits(*rows: dict[str, Any]) -> list[Repair]:

@@ -55,6 +55,16 @@ def test_only_what_was_gated_is_drawn(found: dict[str, object]) -> None:
     assert "Features that attention reads" not in drawn
 
 
+def test_features_are_spoken_of_where_they_had_gates(found: dict[str, object]) -> None:
+    narrow = Structure.model_validate(found)
+    for item in narrow.kept:
+        item.shares.clear()
+        item.shares["mlp.hidden"] = 0.5
+    said = "picks its features out of it"
+    assert said in html.render(report(structure=found))
+    assert said not in html.render(report(structure=narrow.model_dump()))
+
+
 def test_the_data_are_checked(found: dict[str, object]) -> None:
     made = report(structure=found)
     assert Report.model_validate_json(made.to_json()) == made

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+from kit import reports
 from kit.tiny import make_model
 from pydantic import ValidationError
 
@@ -51,15 +52,8 @@ def run(*held_out: float | None, best: int | None = None, tokens: int = 1024, of
 
 def report(*runs: Training, method: str = "heal", **blocks: Any) -> Report:
     """A model of four layers whose layer 2 went, and how it was trained."""
-    pair = {"dense": 1000, "pruned": 800}
-    params = pair | {"removed": 0.2, "body_removed": 0.25}
-    model = {"source": "tiny", "family": "llama", "fingerprint": "ab" * 32, "params": params}
-    states = ["kept", "kept", "removed", "kept"]
-    head = {"schema": 1, "sned": "0.1.0", "command": "sned heal", "method": method, "options": {}, "seed": 0}
-    stack = [{"layer": n, "state": s, "attention": s, "mlp": s} for n, s in enumerate(states)]
-    sizes = {"flops_per_token": pair, "kv_bytes_per_token": pair}
-    training = {"training": [item.model_dump() for item in runs] or None}
-    return Report.model_validate({**head, "model": model | sizes, "stack": stack, **training, **blocks})
+    training = [item.model_dump() for item in runs] or None
+    return reports.report(**{"method": method, "stack": reports.stack(4, 2), "training": training} | blocks)
 
 
 def words(shown: str) -> str:

@@ -6,6 +6,7 @@ import json
 from typing import Any, get_args
 
 import pytest
+from kit import reports
 from kit.planning import plan_on
 from kit.searching import fresh
 from kit.tiny import LAYERS
@@ -33,14 +34,7 @@ MAPS = [{"start": 2, "end": 3, "which": None, "kind": "shift", "tokens": 900, "l
 
 def report(**blocks: Any) -> Report:
     """A model of five layers whose layer 2 went, with what is asked for beside it."""
-    pair = {"dense": 1000, "pruned": 800}
-    params = pair | {"removed": 0.2, "body_removed": 0.25}
-    model = {"source": "tiny", "family": "llama", "fingerprint": "ab" * 32, "params": params}
-    states = ["kept", "kept", "removed", "kept", "kept"]
-    head = {"schema": 1, "sned": "0.1.0", "command": "sned prune", "method": "influence", "options": {}, "seed": 0}
-    stack = [{"layer": n, "state": s, "attention": s, "mlp": s} for n, s in enumerate(states)]
-    sizes = {"flops_per_token": pair, "kv_bytes_per_token": pair}
-    return Report.model_validate({**head, "model": model | sizes, "stack": stack, **blocks})
+    return reports.report(**{"method": "influence", "stack": reports.stack(5, 2)} | blocks)
 
 
 def static(**changes: Any) -> Worth:

@@ -67,6 +67,11 @@ class Structure(Curve):
     learned: Count = Field(description="those that the learned gates left, before widths were rounded to the budget")
     kept: list[KeptShares] = Field(min_length=1, description="in the end, by layer")
 
+    @property
+    def routed(self) -> bool:
+        """Whether features of the residual stream had gates at all."""
+        return any(kind != "mlp.hidden" for item in self.kept for kind in item.shares)
+
 
 class PolicyStep(Block):
     """One step of learning which parts to keep."""
