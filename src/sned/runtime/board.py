@@ -61,25 +61,21 @@ class Board:
         """The layers that all candidates have to themselves, times windows: the units of `advance`."""
         return len(self._tokens) * sum(self._depth.values())
 
-    def extend(self, keys: Sequence[str], stop: int) -> None:
-        """Let candidates meet the windows up to `stop`."""
-        for start in sorted({self.windows(k) for k in keys}):
-            group = [k for k in keys if self.windows(k) == start]
-            if start < stop:
-                self._measure(group, start, stop)
-
     @property
     def foresees(self) -> bool:
         """Whether it is known at a lower cost what a candidate loses at least."""
         return self._trials.knows_least
 
-    def foresee(self, keys: Sequence[str], stop: int) -> None:
-        """Find what candidates lose at least on the windows up to `stop` that they have not met."""
-        for key in keys:
+    def extend(self, keys: Sequence[str], stop: int, foresee: Sequence[str] = ()) -> None:
+        """Let candidates meet the windows up to `stop`; of those to foresee, find only what they lose at least."""
+        for key in foresee:
             self._least[key] = self._least[key] or list(self._sums[key])
-        for start in sorted({self._reached(k) for k in keys}):
+        reached = {k: self.windows(k) for k in keys} | {k: self._reached(k) for k in foresee}
+        for start in sorted(set(reached.values())):
             if start < stop:
-                self._measure([k for k in keys if self._reached(k) == start], start, stop, least=True)
+                group, least = ([k for k in some if reached[k] == start] for some in (keys, foresee))
+                for first, last in self._trials.portions(start, stop, self._tokens.length):
+                    self._measure(group, least, first, last)
 
     def measure_plainly(self) -> None:
         """Measure all candidates alone, from the first layer to the last, on all windows."""
@@ -188,15 +184,13 @@ class Board:
     def _total(self, key: str, windows: int | None = None) -> float:
         return float(torch.cat(self._sums[key])[:windows].sum())
 
-    def _measure(self, keys: Sequence[str], start: int, stop: int, least: bool = False) -> None:
-        for first, last in self._trials.portions(start, stop, self._tokens.length):
-            self._measure_portion(keys, first, last, least)
-
-    def _measure_portion(self, keys: Sequence[str], start: int, stop: int, least: bool) -> None:
-        journal, what = self._ctx.journal, "least" if least else "loss"
-        kept = {key: journal.lookup(what, self._where(key, start, stop)) for key in keys}
+    def _measure(self, keys: Sequence[str], foresee: Sequence[str], start: int, stop: int) -> None:
+        journal = self._ctx.journal
+        whats = dict.fromkeys(keys, "loss") | dict.fromkeys(foresee, "least")
+        kept = {key: journal.lookup(what, self._where(key, start, stop)) for key, what in whats.items()}
         missing = [key for key, sums in kept.items() if sums is None]
-        ahead = (stop - start) * sum(self._depth[key] for key in keys if start >= self._reached(key))
+        least = {number for number, key in enumerate(missing) if whats[key] == "least"}
+        ahead = (stop - start) * sum(self._depth[key] for key in whats if start >= self._reached(key))
 
         def advance(units: int) -> None:
             nonlocal ahead
@@ -207,9 +201,9 @@ class Board:
         found = self._trials.measure([self._ops[k] for k in missing], self._tokens.ids[start:stop], advance, least)
         for number, sums in found if missing else ():
             kept[missing[number]] = sums.tolist()
-            journal.keep(what, self._where(missing[number], start, stop), kept[missing[number]])
+            journal.keep(whats[missing[number]], self._where(missing[number], start, stop), kept[missing[number]])
         for key, sums in kept.items():
-            (self._least if least else self._sums)[key].append(_sums(sums or []))
+            (self._least if whats[key] == "least" else self._sums)[key].append(_sums(sums or []))
         self.advance(ahead)  # what was known already, or shared by several
 
     def _where(self, key: str, start: int, stop: int) -> list[Any]:

@@ -21,7 +21,7 @@ from sned.runtime.sweep import Sweep, windows_together
 from sned.runtime.trials import Trials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sned.plans.ops import Op
     from sned.runtime.context import Context
@@ -116,25 +116,27 @@ class Search:
         favourite = min(keys, key=board.score)
         lead = {k: board.increase(k) - board.score(favourite) * board.saving(k) for k in keys}
         if foresees:
-            board.foresee([favourite], min(2 * heat, windows))
+            board.extend([], min(2 * heat, windows), [favourite])
         for stop in range(2 * heat, windows + heat, heat):
             board.extend([BASE, favourite], min(stop, windows))
         behind = [k for k in keys if foresees and lead[k] > SURE * board.slack(favourite)]
-        left = self._narrow(board, behind, favourite, board.foresee)
-        others = [k for k in keys if k != favourite and (k in left or k not in behind)]
-        self._narrow(board, others, favourite, board.extend)
+        others = [k for k in keys if k != favourite and k not in behind]
+        if left := self._narrow(board, others, behind, favourite):
+            self._narrow(board, left, [], favourite)
         board.keep_only([k for k in keys if board.windows(k) == windows])
 
-    def _narrow(
-        self, board: Board, keys: Sequence[str], favourite: str, measure: Callable[[Sequence[str], int], None]
-    ) -> Sequence[str]:
-        """Measure heat after heat whoever may still be better than the favourite, and return who is left."""
+    def _narrow(self, board: Board, keys: list[str], behind: list[str], favourite: str) -> list[str]:
+        """Measure heat after heat whoever may still be better than the favourite; return who of those behind may be."""
         heat, windows = windows_together(self._tokens.length), board.n_windows
+
+        def alive(keys: list[str]) -> list[str]:
+            return [k for k in keys if board.least_score(k) <= board.score(favourite)]
+
         for stop in range(2 * heat, windows + heat, heat):
-            keys = [k for k in keys if board.least_score(k) <= board.score(favourite)]
-            self._tell(favourite, board.increase(favourite), len(keys) + 1)
-            measure(keys, min(stop, windows))
-        return [k for k in keys if board.least_score(k) <= board.score(favourite)]
+            keys, behind = alive(keys), alive(behind)
+            self._tell(favourite, board.increase(favourite), len(keys) + len(behind) + 1)
+            board.extend(keys, min(stop, windows), behind)
+        return alive(behind)
 
     def _tell(self, leader: str, increase: float, n_live: int) -> None:
         note = f"best so far: {leader}, {increase:+.4f}{self._unit}, {n_live} in the running"

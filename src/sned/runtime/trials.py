@@ -20,7 +20,7 @@ from sned.errors import NumericalError
 from sned.runtime.sweep import windows_together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sned.plans.ops import Op, Tensors
     from sned.runtime.sweep import Sweep
@@ -77,7 +77,7 @@ class Trials:
         candidates: Sequence[Sequence[Op]],
         ids: torch.Tensor,
         advance: Callable[[int], None] = lambda _: None,
-        least: bool = False,
+        least: Collection[int] = (),
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield `(candidate, sums)`: its loss summed over each segment of each window, `[windows, segments]`, float64.
 
@@ -88,14 +88,12 @@ class Trials:
             candidates: Ops to try, each list on its own; an empty one is the view as it is.
             ids: Windows `[n, tokens]`.
             advance: Told layer after layer how many windows have met it, times the candidates on their own there.
-            least: Find only what each loses at least.
+            least: Candidates of which only what they lose at least is to be found.
         """
-        objective = self._objective
-        judge = objective.least if least and isinstance(objective, LeastJudge) else objective.per_token
         pieces: list[list[torch.Tensor]] = [[] for _ in candidates]
         at_once = self._at_once(ids)
         for chunk in self._chunks(ids, min(len(candidates), at_once)):
-            for c, sums in self._run(candidates, chunk, at_once, judge, advance):
+            for c, sums in self._run(candidates, chunk, at_once, least, advance):
                 pieces[c].append(sums)
                 if sum(map(len, pieces[c])) == len(ids):
                     yield c, torch.cat(pieces[c])
@@ -123,7 +121,7 @@ class Trials:
         candidates: Sequence[Sequence[Op]],
         chunk: list[torch.Tensor],
         at_once: int,
-        judge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        least: Collection[int],
         advance: Callable[[int], None],
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Run all candidates over a chunk, yielding `(candidate, sums)`."""
@@ -150,7 +148,11 @@ class Trials:
                 streams = following
                 advance(len(whole) * sum(len(stream.members) == 1 for stream in streams))
             # batch by batch, since an objective may hold what it compares a batch with
-            sums = [[self._sums(judge(ids, stream.batches[b])) for stream in streams] for b, ids in enumerate(chunk)]
+            judges = [self._judge(stream.members, least) for stream in streams]
+            pairs = list(zip(judges, streams, strict=True))
+            sums = [
+                [self._sums(judge(ids, stream.batches[b])) for judge, stream in pairs] for b, ids in enumerate(chunk)
+            ]
             for stream, pieces in zip(streams, zip(*sums, strict=True), strict=True):
                 yield from ((c, torch.cat(pieces)) for c in stream.members)
 
@@ -161,6 +163,11 @@ class Trials:
             if index in self._view.skipped:
                 return batches
             return [self._sweep.step(index, hidden) for hidden in batches]
+
+    def _judge(self, members: Sequence[int], least: Collection[int]) -> Callable[..., torch.Tensor]:
+        """Return what judges a stream: only where nobody in it needs the loss itself, what it is at least."""
+        objective, enough = self._objective, all(c in least for c in members)
+        return objective.least if enough and isinstance(objective, LeastJudge) else objective.per_token
 
     def _sums(self, losses: torch.Tensor) -> torch.Tensor:
         """Return the losses of a batch, summed per segment: `[windows, segments]`."""
