@@ -137,7 +137,10 @@ def heal(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Recover quality by training: a pruned model learns from the one it came from."""
+    """Recover quality by training: a pruned model learns from the one it came from.
+
+    Started by torchrun or accelerate launch, several processes share the work.
+    """
     terminal: Terminal = ctx.obj
     progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
     from sned.training.healing import Healing
@@ -166,6 +169,11 @@ def heal(
         command=terminal.command,
     )
     from sned.jobs.heal import heal as run
+    from sned.progress import SILENT
+    from sned.runtime.crew import joined
 
     terminal.after_interrupt = RESUME
-    announce(terminal, run(request, progress), out)
+    with joined() as crew:
+        report = run(request, progress if crew.leads else SILENT, crew)
+    if report is not None:
+        announce(terminal, report, out)

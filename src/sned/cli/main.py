@@ -19,7 +19,7 @@ from sned import __version__
 from sned.cli import classify, heal, logs, measure, pack, prune, read, run
 from sned.cli.flags import MethodCommand
 from sned.cli.terminal import Terminal, prepare_streams
-from sned.errors import SnedError
+from sned.errors import ConfigError, SnedError
 
 # Read when torch is imported, which is later. Threads that spin while they wait slow a busy machine manyfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -70,14 +70,24 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_TOGETHER = ("heal",)
+"""Commands that processes started by `torchrun` or `accelerate launch` run together."""
+
+
 @app.callback()
 def _root(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", metavar="", callback=_print_version, is_eager=True, help="Say which sned this is."),
     ] = False,
 ) -> None:
-    pass
+    # read here, since what joins the processes imports torch, which most commands can do without
+    if os.environ.get("WORLD_SIZE", "1") != "1" and ctx.invoked_subcommand not in _TOGETHER:
+        raise ConfigError(
+            f"sned {ctx.invoked_subcommand} runs in one process, and a launcher has started several",
+            hint=f"start it without the launcher; in several run: {', '.join(_TOGETHER)}",
+        )
 
 
 def main(args: Sequence[str] | None = None) -> int:

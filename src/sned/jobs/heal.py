@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from sned.models.count import count
 from sned.plans.plan import Plan, Stage, used_tensors
 from sned.plans.store import find_plan, load_plan
 from sned.runtime.context import Context
+from sned.runtime.crew import ALONE, Crew
+from sned.runtime.journal import Journal
 from sned.training.healing import heal as healing_ops
 
 if TYPE_CHECKING:
@@ -34,13 +37,14 @@ if TYPE_CHECKING:
     from sned.jobs.request import HealRequest
     from sned.progress import Progress
     from sned.report.schema import Report
-    from sned.runtime.journal import Journal
 
 NOT_HEALED = "before training"
 
 
-def heal(request: HealRequest, progress: Progress) -> Report:
+def heal(request: HealRequest, progress: Progress, crew: Crew = ALONE) -> Report | None:
     """Train a pruned model, and write it into a folder of its own with one more stage in its plan.
+
+    All processes of a crew train; the one that leads writes, and has the report.
 
     Raises:
         CheckpointError: the folder is not one that sned wrote, or its base model cannot be found.
@@ -64,10 +68,13 @@ def heal(request: HealRequest, progress: Progress) -> Report:
     check_disjoint(text, evaluation, session, allow=request.allow_overlap)
     facts: dict[str, Any] = {"plan": plan.digest, "dtype": str(dense.view.dtype), "text": text.digest}
     facts |= {"seed": request.seed} | asdict(request.healing)
-    with unfinished_work(request.out, facts, resume=request.resume) as journal:
+    unfinished = unfinished_work(request.out, facts, resume=request.resume) if crew.leads else nullcontext(Journal())
+    with unfinished as journal:
         healed = before.with_view(before.view.fork())
         with session.phase("train"):
-            made = _train(request, plan, dense, healed, text, journal, session)
+            made = _train(request, plan, dense, healed, text, journal, session, crew)
+        if not crew.leads:
+            return None
         known = compose.heading(
             dense,
             count(healed.view),
@@ -138,9 +145,10 @@ def _train(
     text: Tokens,
     journal: Journal,
     session: Session,
+    crew: Crew,
 ) -> Plan:
     """Train the view of a pruned model, and return its plan with the stage that does the same."""
-    ctx = Context(healed.view, dense.view, text, request.seed, journal, session.progress, session.cost)
+    ctx = Context(healed.view, dense.view, text, request.seed, journal, session.progress, session.cost, crew=crew)
     ctx.tensors, ctx.ops = dict(plan.tensors), list(plan.ops)
     for op in healing_ops(ctx, request.healing, free_memory(ctx.view.device)):
         op.apply(ctx.view, ctx.tensors)

@@ -19,6 +19,7 @@ from sned.plans.plan import tensor_digest
 from sned.progress import SILENT, Progress
 from sned.runtime import journal as journals
 from sned.runtime.board import Board
+from sned.runtime.crew import ALONE, Crew
 from sned.runtime.journal import Journal
 from sned.runtime.objective import ObjectiveName, objective_of
 from sned.runtime.sweep import Cost, Site, Sweep
@@ -43,6 +44,7 @@ class Context:
         scores: What explains the method's choice, kept in the plan beside its ops; JSON.
         generator: The only source of randomness; seeded by `seed`.
         free_memory: Bytes that may be used beside the model, as far as is known.
+        crew: The processes that share what is trained.
     """
 
     view: View
@@ -56,6 +58,7 @@ class Context:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     free_memory: int | None = None
+    crew: Crew = ALONE
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sned.runtime import journal as journals
+from sned.runtime.crew import ALONE
 from sned.runtime.sweep import windows_together
 from sned.training.options import held_out_part
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sned.data.tokens import Tokens
     from sned.progress import Progress
     from sned.runtime.context import Context
+    from sned.runtime.crew import Crew
     from sned.runtime.journal import Journal
     from sned.training.schedule import Schedule
     from sned.training.tasks import Task
@@ -71,7 +73,17 @@ def train(ctx: Context, task: Task, loss: str, schedule: Schedule, key: list[Any
         DataError: there is too little text.
     """
     tokens, held_out = held_out_part(ctx.calibration)
-    found = fit(task, tokens, held_out, schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed)
+    found = fit(
+        task,
+        tokens,
+        held_out,
+        schedule,
+        journal=ctx.journal,
+        key=key,
+        progress=ctx.progress,
+        seed=ctx.seed,
+        crew=ctx.crew,
+    )
     ctx.scores["training"] = {"loss": loss, "tokens": tokens.n_tokens} | found.as_scores()
     return found
 
@@ -86,6 +98,7 @@ def fit(
     key: list[Any],
     progress: Progress,
     seed: int = 0,
+    crew: Crew = ALONE,
 ) -> Fit:
     """Train the masters of a task, and leave the best weights in them.
 
@@ -100,14 +113,15 @@ def fit(
         key: Tells this training from others.
         progress: Told of every window, and of the losses.
         seed: Of the order of windows.
+        crew: The processes that share the batches of every step; only the journal of the leading one counts.
     """
     whole = [*key, tokens.digest, held_out.digest, asdict(schedule), seed]
-    run = _Run(task, tokens, held_out, schedule, seed, progress)
-    if (kept := journal.load_tensors("trained", whole)) is not None:
+    run = _Run(task, tokens, held_out, schedule, seed, progress, crew)
+    if (kept := crew.heed(journal.load_tensors("trained", whole))) is not None:
         run.load(kept)
         run.adopt_best()
         return run.result()
-    if (kept := journal.load_tensors("training", whole)) is not None:
+    if (kept := crew.heed(journal.load_tensors("training", whole))) is not None:
         run.load(kept)
     saver = journals.Pacer()
     with progress.task("train", len(tokens) * schedule.epochs) as advance:
@@ -128,10 +142,17 @@ class _Run:
     """One training, step by step."""
 
     def __init__(
-        self, task: Task, tokens: Tokens, held_out: Tokens, schedule: Schedule, seed: int, progress: Progress
+        self,
+        task: Task,
+        tokens: Tokens,
+        held_out: Tokens,
+        schedule: Schedule,
+        seed: int,
+        progress: Progress,
+        crew: Crew,
     ) -> None:
         self.task, self.tokens, self.held_out, self.schedule = task, tokens, held_out, schedule
-        self.seed, self.progress = seed, progress
+        self.seed, self.progress, self.crew = seed, progress, crew
         self.params = task.parameters
         self.best = {name: param.detach().clone() for name, param in self.params.items()}
         self.optimizer = torch.optim.AdamW(
@@ -161,11 +182,13 @@ class _Run:
     def _descend(self, ids: torch.Tensor, rate: float) -> float:
         """Take one step of the optimiser and return the loss before it; none is taken if that is not finite."""
         self.optimizer.zero_grad()
-        total, batches = 0.0, _batches(ids)
+        found, batches = torch.zeros((), dtype=torch.float64), self.crew.share(_batches(ids))
         for batch, loss in zip(batches, self.task.losses(batches, self.step), strict=True):
             share = loss * (len(batch) / len(ids))
             share.backward()
-            total += float(share.detach())
+            found += float(share.detach())
+        self.crew.add_up([found, *map(_gradient, self.params.values())])
+        total = float(found)
         norm = torch.nn.utils.clip_grad_norm_(self.params.values(), self.schedule.clip)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
             return math.nan
@@ -177,9 +200,11 @@ class _Run:
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Measure the held-out loss, keep the weights if they are the best so far, and see whether to go on."""
-        batches = _batches(self.held_out.ids)
-        losses = zip(batches, self.task.losses(batches, None), strict=True)
-        held_out = sum(float(loss) * len(batch) for batch, loss in losses) / len(self.held_out)
+        found, batches = torch.zeros((), dtype=torch.float64), self.crew.share(_batches(self.held_out.ids))
+        for batch, loss in zip(batches, self.task.losses(batches, None), strict=True):
+            found += float(loss) * len(batch)
+        self.crew.add_up([found])
+        held_out = float(found) / len(self.held_out)
         trained = sum(self.since) / len(self.since) if self.since else math.nan
         seen = min(self.step * self.schedule.batch, len(self.tokens) * self.schedule.epochs) * self.tokens.length
         if held_out < min((row[3] for row in self.curve), default=math.inf):
@@ -228,6 +253,13 @@ class _Run:
                 if f"{_MOMENTS[0]}.{name}" in kept:
                     moments = {part: kept[f"{part}.{name}"].to(device) for part in _MOMENTS}
                     self.optimizer.state[param] = {"step": torch.tensor(float(self.step)), **moments}
+
+
+def _gradient(param: torch.nn.Parameter) -> torch.Tensor:
+    """Return the gradient of a parameter: zeros where no loss depended on it, or this process had none to judge."""
+    if param.grad is None:
+        param.grad = torch.zeros_like(param)
+    return param.grad
 
 
 def _batches(ids: torch.Tensor) -> list[torch.Tensor]:

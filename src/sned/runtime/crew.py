@@ -1,0 +1,73 @@
+"""Processes that train one model together, each on its part of every step's text.
+
+A launcher such as `torchrun` or `accelerate launch` starts them and says so in the environment. May import torch alone.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Which of how many processes this one is. All of them do the same things in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that reads and writes files and talks to the user."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Return those of some items that this process takes care of."""
+        return list(items[self.rank :: self.size])
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Put in the place of each tensor its sum over all processes: the same bits everywhere."""
+        if self.size > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+
+    def heed(self, value: T) -> T:
+        """Return what the leading process gives here; what the others give does not count."""
+        if self.size == 1:
+            return value
+        told = [value]
+        distributed.broadcast_object_list(told)
+        return told[0]
+
+
+ALONE = Crew()
+
+
+def size() -> int:
+    """Return how many processes a launcher has started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined() -> Iterator[Crew]:
+    """Join the processes that a launcher has started, on a device for each; alone without one."""
+    if size() == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Crew(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
