@@ -139,7 +139,7 @@ def heal(
 ) -> None:
     """Recover quality by training: a pruned model learns from the one it came from.
 
-    Started by torchrun or accelerate launch, several processes share the work.
+    Started by torchrun, several processes share the work.
     """
     terminal: Terminal = ctx.obj
     progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)

@@ -71,7 +71,7 @@ def _print_version(wanted: bool) -> None:
 
 
 _TOGETHER = ("heal",)
-"""Commands that processes started by `torchrun` or `accelerate launch` run together."""
+"""Commands that processes started by `torchrun` run together."""
 
 
 @app.callback()

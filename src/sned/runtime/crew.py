@@ -1,6 +1,6 @@
 """Processes that train one model together, each on its part of every step's text.
 
-A launcher such as `torchrun` or `accelerate launch` starts them and says so in the environment. May import torch alone.
+A launcher such as `torchrun` starts them and says so in the environment. May import torch alone.
 """
 
 from __future__ import annotations
