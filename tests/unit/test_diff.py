@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sned.plans.diff import Difference, LayerState, diff_plans, layer_states
-from sned.plans.ops import DropLayers, DropSublayer, Fold, Keep, Merge, Replace, SetWeight
+from sned.plans.ops import AddBias, DropLayers, DropSublayer, Fold, Keep, Merge, Replace, SetWeight
 from sned.plans.plan import Base, Plan, Size, Stage
 
 if TYPE_CHECKING:
@@ -127,6 +127,15 @@ def test_what_was_merged_into_a_layer_goes_with_it() -> None:
 def test_different_units_of_one_axis_are_a_difference() -> None:
     first, second = (plan(Keep(axis="layers.1.mlp.hidden", units=units)) for units in (range(10), range(20)))
     assert diff_plans(first, second) != []
+
+
+def test_a_bias_that_was_added_is_marked() -> None:
+    cut = DropSublayer(layer=2, which="mlp")
+    bias = AddBias(layer=2, which="attn", tensor="t")
+    state = layer_states(plan(cut, bias))[2]
+    assert (state.note, state.refitted, state.biased) == ("bias added", False, True)
+    (difference,) = diff_plans(plan(cut), plan(cut, bias))
+    assert difference.second.endswith("bias added")
 
 
 def test_refitted_layers_are_marked_and_told_apart() -> None:

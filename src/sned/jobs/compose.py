@@ -120,6 +120,8 @@ def _widths(layer: int, state: LayerState, geometry: Geometry) -> dict[str, Any]
         words.append(f"merged with layers {state.merged}")
     if state.refitted:
         words.append("refitted")
+    if state.biased:
+        words.append("bias added")
     return shares | {"note": "; ".join(words)} if shares or state.features else {}
 
 

@@ -29,6 +29,8 @@ class LayerState:
     """Which features of the stream a sublayer reads and writes, where not all: the kind of axis, and a span."""
     refitted: bool = False
     """Some of its weights have new values."""
+    biased: bool = False
+    """An output projection of its adds a constant that it did not."""
     zeros: float = 0.0
     """Share of the weights of its matrices that were set to zero."""
     stand_in: str = ""
@@ -51,6 +53,7 @@ def layer_states(plan: Plan) -> list[LayerState]:
     states: list[dict[str, Any]] = [{} for _ in range(plan.base.n_layers)]
     features: list[dict[str, tuple[int, ...]]] = [{} for _ in states]
     refitted: set[int] = set()
+    biased: set[int] = set()
     for op in plan.ops:
         match op:
             case DropLayers() | Merge():
@@ -72,8 +75,10 @@ def layer_states(plan: Plan) -> list[LayerState]:
                 for i in op.layers:
                     states[i] = {"layer": "replaced", "attn": "removed", "mlp": "removed", "stand_in": op.stand_in}
                 states[op.layers[0]]["note"] = f"{op.stand_in} stands here"
-            case SetWeight() | AddBias():
+            case SetWeight():
                 refitted.add(op.layer)
+            case AddBias():
+                biased.add(op.layer)
     for state in states:
         if state.get("attn") == state.get("mlp") == "removed" and state.get("layer") != "replaced":
             state.clear()  # nothing is left of it, whatever was done to it before
@@ -88,6 +93,8 @@ def layer_states(plan: Plan) -> list[LayerState]:
         _remark(states[i], note, merged=merged)
     for i in refitted:
         _remark(states[i], "refitted", refitted=True)
+    for i in biased:
+        _remark(states[i], "bias added", biased=True)
     for i, share in _zeros(plan).items():
         _remark(states[i], f"{share:.1%} of its weights are zero", zeros=share)
     return [LayerState(**state) for state in states]
@@ -145,4 +152,5 @@ def _words(state: LayerState) -> str:
     parts += [f"{kind} {span}" for kind, span in state.features]
     zeros = [f"{state.zeros:.1%} zero"] if state.zeros else []
     merged = [f"merged with {state.merged}"] if state.merged else []
-    return ", ".join([state.layer, *parts, *merged, *["refitted"] * state.refitted, *zeros])
+    weights = [*["refitted"] * state.refitted, *["bias added"] * state.biased]
+    return ", ".join([state.layer, *parts, *merged, *weights, *zeros])

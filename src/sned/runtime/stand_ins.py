@@ -87,7 +87,7 @@ def emulate(ctx: Context, gone: Sequence[Branch]) -> Iterator[Op]:
     Raises:
         NumericalError: an activation is not finite.
     """
-    view, rows = ctx.view, ctx.scores.setdefault("stand_ins", [])
+    view, gone, rows = ctx.view, sorted(gone), ctx.scores.setdefault("stand_ins", [])
     homes = [home_of(view, branch, gone) for branch in gone]
     wanted = [Additions(which, layer, view.geometry.hidden) for layer, which in gone]
     for (layer, which), home, update in zip(
