@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ from kit.planted import dead_units, idle_layers, spoken_by
 from kit.searching import block, fresh
 from kit.tiny import DENSE_NAMES, LAYERS, make_model
 
+from sned.errors import BudgetError
 from sned.methods.taylorsearch import promise
 from sned.models.count import Counts
 from sned.models.view import View
@@ -17,6 +19,7 @@ from sned.plans.ops import DropLayers, DropSublayer, Keep
 from sned.runtime import sensitivity
 from sned.runtime.greedy import Cut
 from sned.runtime.search import Search
+from sned.runtime.sweep import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,3 +115,16 @@ def test_only_the_kinds_asked_for_go(kinds: str, blocks: bool) -> None:
     which = "mlp" if kinds == "mlp" else "attn"
     assert all(row["cut"].startswith(which) for row in trace(plan))
     assert blocks or all(isinstance(op, Keep) for op in plan.ops)
+
+
+@pytest.mark.parametrize(("given", "share"), [({}, 0.95), ({"whole_blocks": False}, 0.9), ({"kinds": "heads"}, 0.5)])
+def test_what_no_cuts_can_reach_is_refused_before_anything_runs(given: dict[str, Any], share: float) -> None:
+    """The closest reachable share is named, and can be reached."""
+    cost = Cost()
+    with pytest.raises(BudgetError, match="cannot be removed by such cuts") as caught:
+        plan_on(fresh("llama"), "taylorsearch", remove=share, remove_of="body", cost=cost, **given)
+    assert cost.forward_layer_tokens == 0
+    found = re.search(r"--remove ([\d.]+)", caught.value.hint or "")
+    assert found is not None
+    plan = plan_on(fresh("llama"), "taylorsearch", remove=float(found[1]), **given)
+    assert plan.dense.params - plan.pruned.params >= float(found[1]) * plan.dense.params

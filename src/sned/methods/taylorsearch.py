@@ -11,7 +11,16 @@ from pydantic import Field
 from sned.plans.budget import Goal
 from sned.plans.ops import DropSublayer, Keep, Op
 from sned.runtime.context import Context
-from sned.runtime.greedy import Criterion, Cut, Proposals, block_proposals, greedily, removed_params
+from sned.runtime.greedy import (
+    Criterion,
+    Cut,
+    Proposals,
+    block_proposals,
+    greedily,
+    out_of_reach,
+    removed_params,
+    require_reachable,
+)
 from sned.runtime.method import method
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
@@ -31,7 +40,9 @@ from sned.runtime.widths import (
 from sned.training.memory import require_memory_for_gates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+
+    from sned.models.view import View
 
 _AXIS = {"attn": HEADS, "mlp": MLP}
 Slopes = dict[str, dict[int, float]]
@@ -73,6 +84,7 @@ def taylorsearch(
     axes = axes_to_cut(ctx, kinds)
     groups = group_sizes(ctx.view, mlp_group, attn_group)
     require_memory_for_gates(ctx.view, 0, ctx.calibration.length, ctx.free_memory)
+    _require_reachable(ctx, goal, [axis.kind for axis in axes], groups, whole_blocks)
     proposer = _Proposer(ctx, tuple({axis.kind for axis in axes}), groups, whole_blocks, proposals, refresh)
     searching = Search(ctx, search, objective, confidence)
     yield from greedily(ctx, searching, proposer.next, lambda: removed_params(ctx) >= (goal.params or 0), criterion)
@@ -114,10 +126,28 @@ class _Proposer:
         }
         widths = Widths(view, orders, self.groups)
         cuts = {key: cut for kind in self.kinds for key, cut in widths.proposals(kind).items()}
-        if self.whole_blocks:
-            whole = block_proposals(view)
-            cuts |= {key: cut for key, cut in whole.items() if _AXIS[key.partition(".")[0]] in self.kinds}
-        return cuts
+        return cuts | (_blocks(view, self.kinds) if self.whole_blocks else {})
+
+
+def _blocks(view: View, kinds: Collection[str]) -> Proposals:
+    """Return the removal of every block whose units may be cut."""
+    return {key: cut for key, cut in block_proposals(view).items() if _AXIS[key.partition(".")[0]] in kinds}
+
+
+def _require_reachable(
+    ctx: Context, goal: Goal, kinds: Collection[str], groups: Mapping[str, int], whole_blocks: bool
+) -> None:
+    """Refuse at once what no choice of the search could reach.
+
+    Raises:
+        BudgetError: all cuts together are less than what is asked for.
+    """
+    if whole_blocks:
+        require_reachable(ctx, goal, _blocks(ctx.view, kinds))
+        return
+    most = sum(Widths(ctx.view, {}, groups).cuttable_params(kind) for kind in set(kinds))
+    if most < (goal.params or 0):
+        raise out_of_reach(ctx, goal.params or 0, most)
 
 
 def promise(cut: Cut, slopes: Slopes, alive: Mapping[str, Sequence[int]]) -> float:
