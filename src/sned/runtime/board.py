@@ -169,7 +169,7 @@ class Board:
 
     def _reached(self, key: str) -> int:
         """How many windows a candidate has met or is foreseen on."""
-        return max(self.windows(key), len(self._foreseen(key)))
+        return max(self.windows(key), sum(map(len, self._least[key])))
 
     def _foreseen(self, key: str) -> torch.Tensor:
         """Return what a candidate loses at least, from the first window on, `[windows, segments]`."""

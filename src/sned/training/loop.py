@@ -187,7 +187,8 @@ class _Run:
             share = loss * (len(batch) / len(ids))
             share.backward()
             found += float(share.detach())
-        self.crew.add_up([found, *map(_gradient, self.params.values())])
+        if self.crew.size > 1:
+            self.crew.add_up([found, *map(_gradient, self.params.values())])
         total = float(found)
         norm = torch.nn.utils.clip_grad_norm_(self.params.values(), self.schedule.clip)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
@@ -256,7 +257,7 @@ class _Run:
 
 
 def _gradient(param: torch.nn.Parameter) -> torch.Tensor:
-    """Return the gradient of a parameter: zeros where no loss depended on it, or this process had none to judge."""
+    """Return the gradient of a parameter: zeros where this process had no loss that depends on it."""
     if param.grad is None:
         param.grad = torch.zeros_like(param)
     return param.grad
