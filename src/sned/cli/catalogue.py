@@ -99,7 +99,7 @@ def _method_facts(method: Method) -> list[tuple[str, str]]:
     proposed = "" if method.default_layers is None else f"; {method.default_layers} layers if none is given"
     return [
         ("Method", method.name),
-        ("Paper", method.paper or "none: a baseline"),
+        ("Paper", method.paper or "none"),
         ("Prunes", method.prunes),
         ("Works on", ", ".join(sorted(works))),
         ("Looks at", looks),
@@ -110,7 +110,7 @@ def _method_facts(method: Method) -> list[tuple[str, str]]:
 def _allocator_facts(one: Configurable) -> list[tuple[str, str]]:
     return [
         ("Allocator", one.name),
-        ("Paper", one.paper or "none: a baseline"),
+        ("Paper", one.paper or "none"),
         ("Looks at", "calibration text" if one.needs_tokens else "nothing but the model"),
         ("Used by", ", ".join(m.name for m in all_methods() if "sparsity" in m.budgets)),
     ]

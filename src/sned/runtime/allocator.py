@@ -62,7 +62,7 @@ def allocator(
     """Turn a function of a context and a task into an allocator.
 
     Args:
-        paper: Where it was published, such as ``arXiv:2310.05175``; empty for a baseline.
+        paper: Where it was published, such as ``arXiv:2310.05175``; empty if nowhere.
         title: The paper's title.
         needs_tokens: Whether it looks at calibration text.
     """

@@ -84,7 +84,7 @@ def method(
     """Turn a generator of ops into a method.
 
     Args:
-        paper: Where it was published, such as ``arXiv:2403.03853``; empty for a baseline.
+        paper: Where it was published, such as ``arXiv:2403.03853``; empty if nowhere.
         prunes: What it removes.
         title: The paper's title.
         needs_tokens: Whether it looks at calibration text.
