@@ -58,15 +58,17 @@ def test_cross_entropy_is_that_of_transformers_with_its_gradient(size: int) -> N
 
 
 @pytest.mark.parametrize("size", [4, 1000])
-def test_divergence_is_that_of_the_distributions(size: int) -> None:
+def test_divergence_is_that_of_the_distributions_with_its_gradient(size: int) -> None:
     model, teacher, ids = make_model("llama"), make_model("llama", seed=1), tokens(2, 9).ids
     with torch.no_grad():
         states, theirs = (m.model(ids).last_hidden_state for m in (model, teacher))
-        log_q, log_p = model.lm_head(states).log_softmax(-1), teacher.lm_head(theirs).log_softmax(-1)
-        wanted = (log_p.exp() * (log_p - log_q)).sum(-1)[:, :-1].mean()
     states.requires_grad_()
+    log_q, log_p = model.lm_head(states).log_softmax(-1), teacher.lm_head(theirs).log_softmax(-1)
+    wanted = (log_p.exp() * (log_p - log_q)).sum(-1)[:, :-1].mean()
     got = divergence(pieces_of(model, states, size), pieces_of(teacher, theirs, size), ids)
-    assert float(got.detach()) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(got.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    slopes = [torch.autograd.grad(3 * loss, states)[0] for loss in (got, wanted)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-7)
     itself = divergence(pieces_of(model, states, size), pieces_of(model, states.detach(), size), ids)
     assert float(itself.detach()) == pytest.approx(0, abs=1e-6)
     (gradient,) = torch.autograd.grad(itself, states)

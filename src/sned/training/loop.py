@@ -156,7 +156,7 @@ class _Run:
         self.params = task.parameters
         self.best = {name: param.detach().clone() for name, param in self.params.items()}
         self.optimizer = torch.optim.AdamW(
-            self.params.values(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
+            self.params.values(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay, fused=True
         )
         self.step, self.best_step, self.ended = 0, 0, ""
         self.curve: list[list[float]] = []
@@ -253,7 +253,7 @@ class _Run:
                 self.best[name] = kept[f"best.{name}"].to(device)
                 if f"{_MOMENTS[0]}.{name}" in kept:
                     moments = {part: kept[f"{part}.{name}"].to(device) for part in _MOMENTS}
-                    self.optimizer.state[param] = {"step": torch.tensor(float(self.step)), **moments}
+                    self.optimizer.state[param] = {"step": torch.tensor(float(self.step), device=device), **moments}
 
 
 def _gradient(param: torch.nn.Parameter) -> torch.Tensor:

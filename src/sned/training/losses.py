@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 StateLoss = Literal["nmse", "mse", "cosine"]
-_NONE = -100
-"""Target of a token that is followed by nothing."""
 
 
 def states_apart(name: StateLoss, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -30,55 +28,80 @@ def states_apart(name: StateLoss, states: torch.Tensor, targets: torch.Tensor) -
     return ((states - targets).square().sum(-1) / square).mean()
 
 
-Pieces = list[tuple[Any, torch.Tensor]]
-"""What makes the logits `[rows, vocab]` of some tokens, and the states that it makes them of; all tokens in order."""
+Piece = tuple[Any, torch.Tensor]
+"""What makes the logits `[rows, vocab]` of some tokens, and the states that it makes them of."""
+Pieces = list[Piece]
+"""All tokens of some windows, in order."""
 
 
 def cross_entropy(pieces: Pieces, ids: torch.Tensor) -> torch.Tensor:
-    """Return the mean `-log p` of each next token of windows `[batch, tokens]`; logits are made again going back."""
+    """Return the mean `-log p` of each next token of windows `[batch, tokens]`."""
     following = ids.roll(-1, 1)
-    following[:, -1] = _NONE
     n = ids.numel() - len(ids)
 
-    def piece(states: torch.Tensor, make: Any, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(make(states).float(), targets, ignore_index=_NONE, reduction="sum")
+    def judge(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        log_q = logits.float().log_softmax(-1)
+        loss = -(log_q.gather(-1, targets[:, None])[:, 0] @ weight)
+        slope = log_q.exp_()
+        slope.scatter_add_(-1, targets[:, None], torch.full_like(slope[:, :1], -1.0))
+        return loss, slope.mul_(weight[:, None])
 
-    return _sum(piece, pieces, _alike(following.flatten(), pieces)) / n
+    return _sum(judge, pieces, _split(following, pieces), _split(_followed(ids), pieces)) / n
 
 
 def divergence(pieces: Pieces, theirs: Pieces, ids: torch.Tensor) -> torch.Tensor:
     """Return the mean `KL(theirs ‖ ours)` of the distributions of each next token of windows `[batch, tokens]`."""
+    n = ids.numel() - len(ids)
+
+    def judge(logits: torch.Tensor, other: Piece, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        make, states = other
+        log_q, log_p = (found.float().log_softmax(-1) for found in (logits, make(states)))
+        p = log_p.exp()
+        loss = torch.linalg.vecdot(p, log_p.sub_(log_q)) @ weight
+        return loss, log_q.exp_().sub_(p).mul_(weight[:, None])
+
+    return _sum(judge, pieces, theirs, _split(_followed(ids), pieces)) / n
+
+
+def _followed(ids: torch.Tensor) -> torch.Tensor:
+    """Return 1 for every token, and 0 for the last of each window, after which nothing comes."""
     counts = torch.ones_like(ids, dtype=torch.float32)
     counts[:, -1] = 0
-    targets = [
-        _Target(make, states, weight)
-        for (make, states), weight in zip(theirs, _alike(counts.flatten(), pieces), strict=True)
-    ]
-
-    def piece(states: torch.Tensor, make: Any, target: _Target) -> torch.Tensor:
-        log_q = make(states).float().log_softmax(-1)
-        with torch.no_grad():
-            log_p = target.make(target.states).float().log_softmax(-1)
-        return ((log_p.exp() * (log_p - log_q)).sum(-1) * target.weight).sum()
-
-    return _sum(piece, pieces, targets) / counts.sum()
+    return counts
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    make: Any
-    states: torch.Tensor
-    weight: torch.Tensor
-
-
-def _alike(values: torch.Tensor, pieces: Pieces) -> Sequence[torch.Tensor]:
+def _split(values: torch.Tensor, pieces: Pieces) -> Sequence[torch.Tensor]:
     """Split one value per token as the pieces are."""
-    return values.split([math.prod(states.shape[:-1]) for _, states in pieces])
+    return values.flatten().split([math.prod(states.shape[:-1]) for _, states in pieces])
 
 
-def _sum(piece: Any, pieces: Pieces, others: Sequence[Any]) -> torch.Tensor:
-    parts: list[Any] = [
-        checkpoint(piece, states, make, other, use_reentrant=False)
-        for (make, states), other in zip(pieces, others, strict=True)
+def _sum(judge: Callable[..., Any], pieces: Pieces, *facts: Sequence[Any]) -> torch.Tensor:
+    """Return the sum of what is judged piece by piece, each with what is told of it."""
+    found: list[Any] = [
+        _Judged.apply(states, make, lambda logits, about=about: judge(logits, *about))
+        for (make, states), *about in zip(pieces, *facts, strict=True)
     ]
-    return torch.stack(parts).sum()
+    return torch.stack(found).sum()
+
+
+class _Judged(torch.autograd.Function):
+    """The loss of what makes logits of states. Its slope is taken at once, while the logits are there.
+
+    So they are made once, not kept until the way back and not made again for it. What makes them is not trained.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, make: Any, judge: Any) -> torch.Tensor:
+        if not ctx.needs_input_grad[0]:
+            return judge(make(states))[0]
+        with torch.enable_grad():
+            leaf = states.detach().requires_grad_()
+            logits = make(leaf)
+        loss, slope = judge(logits.detach())
+        ctx.save_for_backward(*torch.autograd.grad(logits, leaf, slope.to(logits.dtype)))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * above[0], None, None

@@ -81,8 +81,8 @@ class Masters:
         if self._rank is None:
             weight: torch.Tensor = self.parameters[prefix]
         else:
-            update = self.parameters[f"{prefix}.B"] @ self.parameters[f"{prefix}.A"]
-            weight = base.float() + self._scale * update
+            update = (self._scale * self.parameters[f"{prefix}.B"]) @ self.parameters[f"{prefix}.A"]
+            weight = update.add_(base)  # in float32, which the update is
         if (kept := self._kept.get((layer, name))) is not None:
             weight = torch.where(kept, weight, 0.0)  # a product would leave negative zeros
         return weight.to(base.dtype)
