@@ -167,22 +167,22 @@ def _blocks_gone(view: View, goal: Goal, blocks: list[Any], part: float) -> int:
 
 def _narrowings(view: View, goal: Goal, options: Mapping[str, Any]) -> int:
     """Estimate the candidates of a search that narrows MLPs a group of channels at a time."""
-    axes = [axis for axis in view.geometry.axes.values() if axis.kind == "mlp.hidden"]
-    if not axes:
-        return 0
-    group = options.get("mlp_group") or max(1, view.geometry.hidden // 4)
-    saved = units_counts(view, axes[0], group).params
-    return len(axes) * math.ceil((1 - _BLOCKS_FIRST) * (goal.params or 0) / saved)
+    n_axes = sum(axis.kind == MLP for axis in view.geometry.axes.values())
+    return n_axes * _cuts(view, MLP, (1 - _BLOCKS_FIRST) * (goal.params or 0), options)
 
 
 def _steps(view: View, goal: Goal, options: Mapping[str, Any]) -> int:
     """Estimate the cuts of a search without stages, were they all of the kind that most parameters are in."""
-    kind = HEADS if options["kinds"] == "heads" else MLP
-    axes = [axis for axis in view.geometry.axes.values() if axis.kind == kind]
-    if not axes:
+    return _cuts(view, HEADS if options["kinds"] == "heads" else MLP, goal.params or 0, options)
+
+
+def _cuts(view: View, kind: str, params: float, options: Mapping[str, Any]) -> int:
+    """Count the groups of units that hold so many parameters; none where a model has no such axes."""
+    axis = next((axis for axis in view.geometry.axes.values() if axis.kind == kind), None)
+    if axis is None:
         return 0
     group = group_sizes(view, options["mlp_group"], options["attn_group"])[kind]
-    return math.ceil((goal.params or 0) / units_counts(view, axes[0], group).params)
+    return math.ceil(params / units_counts(view, axis, group).params)
 
 
 def memory_needed(view: View, *, streamed: bool | None = None) -> int:
