@@ -137,13 +137,7 @@ def run_bare(
         place = Path(__file__).with_name(script)
         command = [sys.executable, "-P", str(place), str(folder), str(given), str(made), name, *words]
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        child = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, **quiet, "OMP_WAIT_POLICY": "PASSIVE"},
-        )
+        child = start(command, {**os.environ, **quiet, "OMP_WAIT_POLICY": "PASSIVE"})
         if child.returncode:
             reason = (child.stderr.strip().splitlines() or ["no message"])[-1]
             raise VerificationError(
@@ -151,3 +145,8 @@ def run_bare(
                 hint="this is a bug in sned; please report the model type and the plan",
             )
         return load_file(made)
+
+
+def start(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in a fresh process to its end."""
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
