@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 AXIS = "layers.3.mlp.hidden"
 
 
+def kind_of(cut: str) -> str:
+    """What a cut takes, by its name: ``attn`` and ``mlp`` whole, ``attn:`` and ``mlp:`` some of their units."""
+    return cut.partition(".")[0] + ":" * (":" in cut)
+
+
 def trace(plan: Plan) -> list[dict[str, Any]]:
     return plan.stages[0].scores["trace"]
 
@@ -50,7 +56,7 @@ def test_what_does_nothing_goes_before_anything_else(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
 def test_dead_channels_are_the_cheapest_promise(name: str) -> None:
     view = View(dead_units(make_model(name), AXIS, dead := [1, 4, 5, 9]))
-    plan = plan_on(view, "taylorsearch", kinds="mlp", mlp_group=4, proposals=1, remove=0.001)
+    plan = plan_on(view, "taylorsearch", kinds="mlp", whole_blocks=False, mlp_group=4, proposals=1, remove=0.001)
     (op,) = plan.ops
     assert isinstance(op, Keep)
     assert set(range(view.axis(AXIS).size)) - set(op.units) == set(dead)
@@ -74,6 +80,18 @@ def test_losses_decide_among_what_gradients_propose(monkeypatch: pytest.MonkeyPa
     assert increases[-1] < increases[0]
 
 
+def test_a_kind_that_gradients_think_cheap_leaves_room_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = sensitivity.gate_sensitivities
+
+    def biased(*args: Any) -> dict[str, torch.Tensor]:
+        return {name: slopes / (1e6 if "attn" in name else 1) for name, slopes in measured(*args).items()}
+
+    monkeypatch.setattr("sned.methods.taylorsearch.gate_sensitivities", biased)
+    model = dead_units(make_model("llama"), AXIS, [1, 4, 5, 9])
+    plan = plan_on(View(model), "taylorsearch", tokens=spoken_by(model), mlp_group=4, proposals=1, remove=0.001)
+    assert trace(plan)[0]["cut"].startswith("mlp.3:")
+
+
 @pytest.mark.parametrize(("proposals", "refresh"), [(3, 2), (1, 100), (5, 1)])
 def test_each_step_tries_a_few_and_gradients_are_taken_every_so_often(
     proposals: int, refresh: int, monkeypatch: pytest.MonkeyPatch
@@ -87,12 +105,13 @@ def test_each_step_tries_a_few_and_gradients_are_taken_every_so_often(
         return measured(*args)
 
     def watched(search: Search, candidates: Mapping[str, Sequence[Op]], *args: Any) -> Choice:
-        assert len(candidates) == proposals
+        assert max(Counter(map(kind_of, candidates)).values()) == proposals
         return best(search, candidates, *args)
 
     monkeypatch.setattr("sned.methods.taylorsearch.gate_sensitivities", counted)
     monkeypatch.setattr(Search, "best", watched)
-    plan = plan_on(fresh("llama"), "taylorsearch", proposals=proposals, refresh=refresh, mlp_group=4, remove=0.1)
+    given = {"proposals": proposals, "refresh": refresh, "mlp_group": 4, "whole_blocks": False}
+    plan = plan_on(fresh("llama"), "taylorsearch", remove=0.1, **given)
     assert len(trace(plan)) > 2
     assert len(asked) == -(-len(trace(plan)) // refresh)
 

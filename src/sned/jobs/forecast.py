@@ -136,7 +136,8 @@ def trials(view: View, method: Method, budget: Budget, options: Mapping[str, Any
     if options.get("one_shot") or not blocks:
         return len(blocks)
     if "proposals" in options:
-        return options["proposals"] * _steps(view, goal, options)
+        n_kinds = (1 + (options["kinds"] == "both")) * (1 + options["whole_blocks"])
+        return n_kinds * options["proposals"] * _steps(view, goal, options)
     narrows = method.prunes == "width"
     gone = _blocks_gone(view, goal, blocks, _BLOCKS_FIRST if narrows else 1.0)
     if options.get("stock"):
