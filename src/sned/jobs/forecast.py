@@ -66,7 +66,7 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
     how = "exact" if "merge" in options else options.get("search", options.get("metric"))
     passes = tried * SHARED[how] if how in SHARED else sweeps(method, options)
     if "refresh" in options:
-        passes += _FORTH_AND_BACK * tried / (options["proposals"] * options["refresh"])
+        passes += _FORTH_AND_BACK * tried / (_tried_together(options) * options["refresh"])
     held = HELD_BYTES if how in SHARED else 0
     if budget.sparsity is not None:
         held = memory_to_sparsify(view, tokens)
@@ -136,8 +136,7 @@ def trials(view: View, method: Method, budget: Budget, options: Mapping[str, Any
     if options.get("one_shot") or not blocks:
         return len(blocks)
     if "proposals" in options:
-        n_kinds = (1 + (options["kinds"] == "both")) * (1 + options["whole_blocks"])
-        return n_kinds * options["proposals"] * _steps(view, goal, options)
+        return _tried_together(options) * _steps(view, goal, options)
     narrows = method.prunes == "width"
     gone = _blocks_gone(view, goal, blocks, _BLOCKS_FIRST if narrows else 1.0)
     if options.get("stock"):
@@ -175,6 +174,12 @@ def _narrowings(view: View, goal: Goal, options: Mapping[str, Any]) -> int:
 def _steps(view: View, goal: Goal, options: Mapping[str, Any]) -> int:
     """Estimate the cuts of a search without stages, were they all of the kind that most parameters are in."""
     return _cuts(view, HEADS if options["kinds"] == "heads" else MLP, goal.params or 0, options)
+
+
+def _tried_together(options: Mapping[str, Any]) -> int:
+    """Count what is tried in a step of a search that is given proposals: so many of every kind of cut."""
+    n_kinds = (1 + (options["kinds"] == "both")) * (1 + options["whole_blocks"])
+    return n_kinds * options["proposals"]
 
 
 def _cuts(view: View, kind: str, params: float, options: Mapping[str, Any]) -> int:

@@ -10,15 +10,21 @@ from pydantic import Field
 from sned.errors import ConfigError
 from sned.plans.ops import DropLayers, Fold, Op, Replace
 from sned.runtime.context import Context
-from sned.runtime.depth import boundaries, check_span, distances, explain, layers_of, least_missed, measure_distances
+from sned.runtime.depth import (
+    boundaries,
+    check_span,
+    distances,
+    explain,
+    layers_of,
+    least_missed,
+    measure_distances,
+    scouts,
+)
 from sned.runtime.map_maker import MapMaker
 from sned.runtime.method import method
 from sned.runtime.statistics import CutMoments, Positions
 from sned.score.linear_map import AdamOptions, Moments, Structure
 from sned.score.select import Cut, fuse, ranked_cuts, split_evenly
-
-SCOUT_RATIO = 8
-"""An eighth of the windows scouts for the cuts whose moments the full pass then sums."""
 
 
 @method(
@@ -95,7 +101,7 @@ class _Chooser:
 
     def choose(self, sizes: list[int]) -> list[Cut]:
         """Return one cut per size, none overlapping, best first."""
-        windows = max(1, len(self.ctx.calibration) // SCOUT_RATIO)
+        windows = scouts(self.ctx)  # the full pass then sums the moments of what looks best
         scouted = measure_distances(self.ctx, self.positions, windows=windows, label="scout for cuts")["angular"]
         likely = {cut for n in set(sizes) for cut in self._ranked(scouted, n, [])[: self.shortlist + 1]}
         self.collect(sorted(likely))

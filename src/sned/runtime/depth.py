@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 PROBE_WINDOWS = 8
 """Windows of calibration text on which the few best cuts are tried."""
+SCOUT_RATIO = 8
+"""One of so many windows scouts."""
+
+
+def scouts(ctx: Context) -> int:
+    """Return how many calibration windows are enough to tell which runs of layers are worth a closer look."""
+    return max(1, len(ctx.calibration) // SCOUT_RATIO)
 
 
 def measure_distances(
