@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from kit.compare import assert_same_logits, logits
 from kit.planning import Kill, Messages, Steps, calibration, plan_on, small_batches
 from kit.planted import idle_layers, quiet_layers
@@ -35,7 +37,8 @@ ALL = {"min_start": 0, "max_end": LAYERS}
 
 
 def plan_by(view: View, **given: Any) -> Plan:
-    return plan_on(view, "influence", **given)
+    """Unbounded: tiny random models know no more than a guess."""
+    return plan_on(view, "influence", **{"bounded": False} | given)
 
 
 def values(plan: Plan) -> dict[str, float]:
@@ -46,7 +49,9 @@ def valued(view: View, units: Any = "layers", metric: Any = "shapley", permutati
     """All units, on the tokens of the contracts."""
     found = find_units(view, units, 0, LAYERS)
     context = context_of(view)
-    return value_units(context, found, metric, permutations=permutations, windows=None, objective="perplexity")
+    return value_units(
+        context, found, metric, permutations=permutations, windows=None, objective="perplexity", bounded=False
+    )
 
 
 class TestIdle:
@@ -154,7 +159,9 @@ class TestShapley:
         view, cost = fresh("llama"), Cost()
         units = find_units(view, "layers", 0, LAYERS)
         context = context_of(view, cost=cost)
-        found = value_units(context, units, "shapley", permutations=600, windows=2, objective="perplexity")
+        found = value_units(
+            context, units, "shapley", permutations=600, windows=2, objective="perplexity", bounded=False
+        )
         assert found.facts["tried"] == 32
         assert cost.forward_layer_tokens == (1 + 2 + 4 + 8 + 16) * 2 * calibration().length
 
@@ -169,6 +176,44 @@ class TestShapley:
         assert facts["orders"] == 8
         assert -1 <= facts["agreement"] <= 1
         assert facts["base"] == pytest.approx(loss(make_model("llama"), calibration().ids))
+
+
+def knowing() -> View:
+    """A model that predicts its tokens better than a guess, since it was trained on them for a moment."""
+    model = make_model("llama")
+    for param in model.parameters():
+        param.requires_grad_()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    ids = calibration().ids
+    for _ in range(30):
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+    return View(model.eval().requires_grad_(False))
+
+
+class TestBounded:
+    """A loss counts no more than that of a uniform guess."""
+
+    def test_values_add_up_to_what_the_model_is_better_than_that(self) -> None:
+        view = knowing()
+        plan = plan_by(view.fork(), metric="shapley", bounded=True, permutations=8, units="both", blocks=1, **ALL)
+        facts = plan.stages[0].scores["valuation"]
+        assert facts["ceiling"] == pytest.approx(math.log(view.geometry.vocab))
+        assert facts["all_gone"] <= facts["ceiling"]
+        assert facts["base"] == pytest.approx(loss(view.model, calibration().ids), rel=1e-5)
+        assert sum(values(plan).values()) == pytest.approx(facts["all_gone"] - facts["base"], abs=1e-6)
+
+    def test_an_order_that_reached_it_is_not_gone_along_further(self) -> None:
+        given = {"metric": "shapley", "permutations": 4, "units": "both", "blocks": 1, **ALL}
+        whole, cut_off = (
+            plan_by(knowing(), bounded=bounded, **given).stages[0].scores["valuation"] for bounded in (False, True)
+        )
+        assert cut_off["tried"] < whole["tried"]
+
+    def test_a_model_no_better_than_a_guess_is_refused(self) -> None:
+        with pytest.raises(NumericalError, match="uniform guess"):
+            plan_by(fresh("llama"), metric="shapley", bounded=True)
 
 
 class TestBroken:
@@ -197,6 +242,12 @@ class TestBroken:
     def test_it_has_no_shapley_value(self) -> None:
         with pytest.raises(NumericalError, match="losses are not finite"):
             plan_by(fresh("llama"), metric="shapley")
+
+    def test_bounded_it_is_worth_what_a_model_is_worth_beyond_a_guess(self) -> None:
+        plan = plan_by(knowing(), metric="shapley", bounded=True, permutations=8, **ALL)
+        found = values(plan)
+        assert all(math.isfinite(value) for value in found.values())
+        assert found["layer.2"] > max(found[f"layer.{i}"] for i in (1, 3, 4))
 
 
 class TestGoals:

@@ -27,7 +27,7 @@ UNITS = [
     {"unit": "layer.1", "value": 0.3, "error": 0.05, "removed": False},
     {"unit": "layer.3", "value": 4.0, "error": 0.1, "removed": False},
 ]
-FACTS = {"base": 2.0, "all_gone": 6.29, "orders": 16, "tried": 24, "agreement": 0.8125, "gap": 1e-16}
+FACTS = {"base": 2.0, "all_gone": 6.29, "orders": 16, "tried": 24, "agreement": 0.8125, "gap": 1e-16, "ceiling": 10.8}
 SHAPLEY = {"metric": "shapley", "objective": "perplexity", "units": UNITS, **FACTS}
 MAPS = [{"start": 2, "end": 3, "which": None, "kind": "shift", "tokens": 900, "left": 0.75}]
 
@@ -93,7 +93,7 @@ def test_schema_refuses(blocks: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "metric", "kinds"),
     [
-        ({"layers": 2, "metric": "shapley"}, "shapley", {"layer"}),
+        ({"layers": 2, "metric": "shapley", "bounded": False}, "shapley", {"layer"}),
         ({"layers": 2, "metric": "l2", "repair": "lowrank", "rank": 2}, "l2", {"layer"}),
         ({"blocks": 3, "units": "both", "metric": "loo"}, "loo", {"attn", "mlp"}),
     ],
@@ -122,6 +122,7 @@ def test_the_page_explains_values_and_their_errors() -> None:
     for words in (
         "What each part is worth",
         "How much the loss rises when a part goes, on average over 16 orders",
+        "no worse than a uniform guess, 10.8 nats",
         "worth +4.29 nats per token: what the model loses without any of these parts",
         "agree to 0.81 (Kendall&#39;s tau",
         "Orange parts are gone.",

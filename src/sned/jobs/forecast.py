@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 SHARED = {"exhaustive": 1.0, "exact": 0.5, "racing": 0.05, "loo": 0.5, "shapley": 0.25}
 """About the part of measuring every candidate on every token from the first layer on that is really done."""
+_BROKEN = 3
+"""A model predicts no better than a guess once one of so many of its attentions and MLPs are gone, in any order."""
 _BLOCKS_FIRST = 0.4
 """About the part of the budget that a method which also narrows layers spends on whole blocks."""
 _FORTH_AND_BACK = 3
@@ -155,7 +157,10 @@ def _absences(view: View, options: Mapping[str, Any]) -> int:
     """Estimate the sets of units whose absence is tried: each unit alone, or all prefixes of many orders."""
     last = options["max_end"] or view.geometry.n_layers - 1
     n = len(find_units(view, options["units"], options["min_start"], last))
-    return n if options["metric"] == "loo" else min(2**n, options["permutations"] * (n - 1) + 2)
+    if options["metric"] == "loo":
+        return n
+    met = options["permutations"] * (n - 1) / (_BROKEN if options["bounded"] else 1)
+    return min(2**n, math.ceil(met) + 2)
 
 
 def _blocks_gone(view: View, goal: Goal, blocks: list[Any], part: float) -> int:

@@ -28,6 +28,7 @@ from sned.runtime.stand_ins import (
     stand_in_params,
 )
 from sned.runtime.valuation import (
+    Bounded,
     Permutations,
     Unit,
     UnitKind,
@@ -58,6 +59,7 @@ def influence(
     units: UnitOption = "layers",
     metric: WorthOption = "loo",
     permutations: Permutations = 16,
+    bounded: Bounded = True,
     windows: Windows = None,
     objective: ObjectiveOption = "perplexity",
     repair: StandInOption = None,
@@ -75,7 +77,9 @@ def influence(
     the branch before it.
 
     Departures: `shapley` samples true Shapley values over antithetic orders; what the released code calls so is an
-    affine function of leave-one-out losses, and ranks as `loo` does. The units that may go are valued while the others
+    affine function of leave-one-out losses, and ranks as `loo` does; beyond a uniform guess nothing counts, since the
+    many orders in which the model breaks early would drown what the others tell (arXiv:1904.02868 cuts orders off so).
+    The units that may go are valued while the others
     stay; the first and the last layer do by default. The low-rank map is fitted in closed form, where the paper trains
     one; `scale` is another paper's. Tokens weigh as the inverse square of their norm in whatever stands for layers.
     """
@@ -86,7 +90,9 @@ def influence(
         _layers_to_go(ctx, goal, found, repair, rank)  # if it cannot be met, say so before anything is measured
     else:
         _require_blocks(ctx, goal, found)
-    valued = value_units(ctx, found, metric, permutations=permutations, windows=windows, objective=objective)
+    valued = value_units(
+        ctx, found, metric, permutations=permutations, windows=windows, objective=objective, bounded=bounded
+    )
     ranked = [found[i] for i in sorted(range(len(found)), key=lambda i: (valued.values[i], i))]
     gone: list[Unit] = []
     if whole:

@@ -41,6 +41,9 @@ def meaning(found: Worth) -> str:
     """Say what the values are, and how far they can be trusted."""
     loss = "loss" if found.objective == "perplexity" else "divergence from the base"
     said = [_MEANING[found.metric].format(loss=loss, orders=found.orders) + "; what is worth least went"]
+    if found.ceiling is not None:
+        most = numbers.decimal(found.ceiling)
+        said.append(f"A model counts as no worse than a uniform guess, {most} nats; the rest of an order is then free")
     if found.all_gone is not None and found.base is not None:
         whole = numbers.signed(found.all_gone - found.base)
         said.append(f"Together they are worth {whole} nats per token: what the model loses without any of these parts")

@@ -41,6 +41,9 @@ class Worth(Block):
     agreement: float | None = Field(
         None, description="Kendall's tau between the values from each half of the orders, -1 to 1"
     )
+    ceiling: float | None = Field(
+        None, description="what a loss counts at most, in nats: that of a uniform guess; null: all of it"
+    )
     gap: float | None = Field(None, description="sum of the values less what all units together are worth: rounding")
 
 

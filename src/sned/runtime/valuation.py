@@ -19,12 +19,14 @@ from sned.runtime.statistics import Influence, Metric
 from sned.score.shapley import Coalition, antithetic_orders, coalitions, shapley_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sned.models.view import View
     from sned.runtime.context import Context
     from sned.runtime.objective import ObjectiveName
 
+STRIDE = 4
+"""Units that go along an order before it is seen whether to go on."""
 UnitKind = Literal["layers", "attn", "mlp", "both"]
 UnitOption = Annotated[UnitKind, "what goes: whole layers, attentions, MLPs, or attentions and MLPs"]
 Worth = Literal["shapley", "loo", Metric]
@@ -35,6 +37,10 @@ WorthOption = Annotated[
 ]
 Permutations = Annotated[
     int, Field(ge=2, multiple_of=2), "shapley: orders in which all units go; half of them are drawn, half the reverse"
+]
+Bounded = Annotated[
+    bool,
+    "shapley: a loss counts no more than that of a uniform guess, and an order ends where it is reached",
 ]
 Windows = Annotated[int | None, Field(ge=1), "calibration windows that values are measured on; default: all"]
 
@@ -96,44 +102,93 @@ def value_units(
     permutations: int,
     windows: int | None,
     objective: ObjectiveName,
+    bounded: bool,
 ) -> Valuation:
     """Return what units are worth; the lowest can go first.
 
     Raises:
-        NumericalError: a loss that others are compared with is not finite.
+        NumericalError: a loss that others are compared with is not finite, or no better than a guess.
     """
     if worth == "shapley":
         orders = antithetic_orders(len(units), permutations, ctx.generator)
-        return _shapley(ctx, units, orders, windows, objective)
+        return _shapley(ctx, orders, _Absence(ctx, units, windows, objective), bounded)
     if worth == "loo":
         return _leave_one_out(ctx, units, windows, objective)
     return _changes(ctx, units, worth, windows)
 
 
-def _shapley(
-    ctx: Context, units: Sequence[Unit], orders: list[list[int]], windows: int | None, objective: ObjectiveName
-) -> Valuation:
-    """Value units by going along orders; every set that some order meets is tried once, all of them together.
+@dataclass
+class _Absence:
+    """The losses of a model without sets of its units, each measured once."""
+
+    ctx: Context
+    units: Sequence[Unit]
+    windows: int | None
+    objective: ObjectiveName
+    losses: dict[Coalition, float] = field(default_factory=dict)
+
+    def measure(self, sets: Sequence[Coalition]) -> None:
+        """Try sets all together; with an op for each unit, they share a stream as long as they agree."""
+        met = [gone for gone in sets if gone not in self.losses]
+        candidates = [tuple(self.units[i].op for i in sorted(gone)) for gone in met]
+        found = self.ctx.losses(candidates, windows=self.windows, objective=self.objective)
+        self.losses |= zip(met, found, strict=True)
+
+
+def _shapley(ctx: Context, orders: list[list[int]], absence: _Absence, bounded: bool) -> Valuation:
+    """Value units by going along orders.
 
     Losing all units is tried like any other set, even where they are all there is.
     """
-    met = coalitions(orders)
-    # an op for each unit, so that sets share a stream as long as they agree
-    candidates = [tuple(units[i].op for i in sorted(gone)) for gone in met]
-    losses = dict(zip(met, ctx.losses(candidates, windows=windows, objective=objective), strict=True))
-    if broken := sum(not math.isfinite(loss) for loss in losses.values()):
-        raise NumericalError(
-            f"{broken} of {len(losses)} losses are not finite, so units have no Shapley values",
-            hint="try --dtype fp32, or --metric loo",
-        )
+    ceiling = math.log(ctx.view.geometry.vocab) if bounded else math.inf
+    if bounded:
+        _measure_up_to(ceiling, absence, orders)
+    else:
+        absence.measure(coalitions(orders))
+        _require_finite(absence.losses)
+    tried = absence.losses  # what an order would have met after the ceiling counts as much as the ceiling
+    losses = {gone: loss if (loss := tried.get(gone, ceiling)) < ceiling else ceiling for gone in coalitions(orders)}
     found = shapley_values(orders, losses)
     if found.agreement is not None:
         ctx.progress.info(
             f"values from either half of {len(orders)} orders agree to {found.agreement:.2f} (Kendall's tau)"
         )
-    facts = {"orders": len(orders), "tried": len(met), "agreement": found.agreement, "gap": found.gap}
-    all_gone = losses[Coalition(range(len(units)))]
+    facts = {"orders": len(orders), "tried": len(tried), "agreement": found.agreement, "gap": found.gap}
+    facts |= {"ceiling": ceiling} if bounded else {}
+    all_gone = losses[Coalition(range(len(absence.units)))]
     return Valuation(found.values, found.errors, {"base": losses[Coalition()], "all_gone": all_gone, **facts})
+
+
+def _measure_up_to(ceiling: float, absence: _Absence, orders: list[list[int]]) -> None:
+    """Go along orders a few units at a time, each until a loss reaches the ceiling.
+
+    Raises:
+        NumericalError: the model with all units is there already.
+    """
+    n = len(absence.units)
+    absence.measure([Coalition(), Coalition(range(n))])
+    if not absence.losses[Coalition()] < ceiling:
+        raise NumericalError(
+            "the model itself predicts no better than a uniform guess, so its units are worth nothing",
+            hint="give --no-bounded, or other --calib text",
+        )
+    for start in range(1, n, STRIDE):
+        sizes = range(start, min(start + STRIDE, n))
+        absence.measure(coalitions(orders, sizes))
+        orders = [order for order in orders if absence.losses[Coalition(order[: sizes[-1]])] < ceiling]
+
+
+def _require_finite(losses: Mapping[Coalition, float]) -> None:
+    """Make sure that losses can be told apart.
+
+    Raises:
+        NumericalError: some are not finite.
+    """
+    if broken := sum(not math.isfinite(loss) for loss in losses.values()):
+        raise NumericalError(
+            f"{broken} of {len(losses)} losses are not finite, so units have no Shapley values",
+            hint="try --bounded, --dtype fp32, or --metric loo",
+        )
 
 
 def _leave_one_out(ctx: Context, units: Sequence[Unit], windows: int | None, objective: ObjectiveName) -> Valuation:

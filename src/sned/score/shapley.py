@@ -40,12 +40,12 @@ def antithetic_orders(n: int, count: int, generator: torch.Generator) -> list[li
     return [order for one in drawn for order in (one, one[::-1])]
 
 
-def coalitions(orders: Sequence[Sequence[int]]) -> list[Coalition]:
-    """Return what is gone at any moment of any order, from nothing to all, each set once.
+def coalitions(orders: Sequence[Sequence[int]], sizes: range | None = None) -> list[Coalition]:
+    """Return what is gone at any moment of any order, or at those when so many parts are, each set once.
 
     Sets that agree on the first parts stand together, so that runs through a model can share what they have in common.
     """
-    met = {gone for order in orders for gone in _steps(order)}
+    met = {gone for order in orders for gone in _steps(order) if sizes is None or len(gone) in sizes}
     return sorted(met, key=lambda gone: [part not in gone for part in range(len(orders[0]))])
 
 
