@@ -66,8 +66,8 @@ def taylorsearch(
     attn_group: HeadGroup = 1,
     whole_blocks: Annotated[bool, "whole attentions and MLPs may go, too"] = True,
     proposals: Annotated[
-        int, Field(ge=1), "cuts of channels, of KV groups, of attentions and of MLPs that are tried in each step"
-    ] = 4,
+        int, Field(ge=1), "cuts of each kind (channels, KV groups, attentions, MLPs) that are tried in a step"
+    ] = 2,
     refresh: Annotated[int, Field(ge=1), "cuts after which gradients are taken anew"] = 8,
     search: SearchMode = "exact",
     objective: ObjectiveOption = "perplexity",
