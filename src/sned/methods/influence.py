@@ -77,11 +77,11 @@ def influence(
     the branch before it.
 
     Departures: `shapley` samples true Shapley values over antithetic orders; what the released code calls so is an
-    affine function of leave-one-out losses, and ranks as `loo` does; beyond a uniform guess nothing counts, since the
+    affine function of leave-one-out losses, and ranks as `loo` does. Beyond a uniform guess nothing counts, since the
     many orders in which the model breaks early would drown what the others tell (arXiv:1904.02868 cuts orders off so).
-    The units that may go are valued while the others
-    stay; the first and the last layer do by default. The low-rank map is fitted in closed form, where the paper trains
-    one; `scale` is another paper's. Tokens weigh as the inverse square of their norm in whatever stands for layers.
+    The units that may go are valued while the others stay; the first and the last layer do by default. The low-rank map
+    is fitted in closed form, where the paper trains one; `scale` is another paper's. Tokens weigh as the inverse square
+    of their norm in whatever stands for layers.
     """
     _check(ctx, units, repair, rank, sequential)
     found = find_units(ctx.view, units, *layer_range(ctx, min_start, max_end))

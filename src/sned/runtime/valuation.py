@@ -173,6 +173,8 @@ def _measure_up_to(ceiling: float, absence: _Absence, orders: list[list[int]]) -
             hint="give --no-bounded, or other --calib text",
         )
     for start in range(1, n, STRIDE):
+        if not orders:
+            break
         sizes = range(start, min(start + STRIDE, n))
         absence.measure(coalitions(orders, sizes))
         orders = [order for order in orders if absence.losses[Coalition(order[: sizes[-1]])] < ceiling]
