@@ -87,8 +87,9 @@ def taylorsearch(
     axes = axes_to_cut(ctx, kinds)
     groups = group_sizes(ctx.view, mlp_group, attn_group)
     require_memory_for_gates(ctx.view, 0, ctx.calibration.length, ctx.free_memory)
-    _require_reachable(ctx, goal, [axis.kind for axis in axes], groups, whole_blocks)
-    proposer = _Proposer(ctx, tuple({axis.kind for axis in axes}), groups, whole_blocks, proposals, refresh)
+    present = tuple(dict.fromkeys(axis.kind for axis in axes))
+    _require_reachable(ctx, goal, present, groups, whole_blocks)
+    proposer = _Proposer(ctx, present, groups, whole_blocks, proposals, refresh)
     searching = Search(ctx, search, objective, confidence)
     yield from greedily(ctx, searching, proposer.next, lambda: removed_params(ctx) >= (goal.params or 0), criterion)
     if repair == "linear":
@@ -113,36 +114,32 @@ class _Proposer:
         if self.steps % self.refresh == 0:
             self.slopes = self._measured()
         self.steps += 1
-        cuts, alive = self._all(), self.ctx.view.alive
-        promised = {key: promise(cut, self.slopes, alive) / cut.saves.params for key, cut in cuts.items()}
-        ranked = sorted(cuts, key=promised.__getitem__)
-        places = {key: [other for other in ranked if _kind(other) == _kind(key)].index(key) for key in ranked}
-        return {key: cuts[key] for key in ranked if places[key] < self.most}
+        few = dict(pair for cuts in self._all() for pair in self._ranked(cuts)[: self.most])
+        return dict(self._ranked(few))
+
+    def _ranked(self, cuts: Proposals) -> list[tuple[str, Cut]]:
+        alive = self.ctx.view.alive
+        return sorted(cuts.items(), key=lambda one: promise(one[1], self.slopes, alive) / one[1].saves.params)
 
     def _measured(self) -> Slopes:
         alive = self.ctx.view.alive
         found = gate_sensitivities(self.ctx, present_axes(self.ctx.view, self.kinds))
         return {name: dict(zip(alive[name], slopes.tolist(), strict=True)) for name, slopes in found.items()}
 
-    def _all(self) -> Proposals:
+    def _all(self) -> list[Proposals]:
+        """Return all cuts that may be next, by kind."""
         view = self.ctx.view
         orders = {
             name: sorted(view.alive[name], key=own.__getitem__, reverse=True) for name, own in self.slopes.items()
         }
         widths = Widths(view, orders, self.groups)
-        cuts = {key: cut for kind in self.kinds for key, cut in widths.proposals(kind).items()}
-        return cuts | (_blocks(view, self.kinds) if self.whole_blocks else {})
+        blocks = [_blocks(view, kind) for kind in self.kinds if self.whole_blocks]
+        return [*(widths.proposals(kind) for kind in self.kinds), *blocks]
 
 
-def _kind(key: str) -> tuple[str, bool]:
-    """Return what a cut takes, by its key: of attentions or MLPs, some units or everything."""
-    which, _, where = key.partition(".")
-    return which, ":" in where
-
-
-def _blocks(view: View, kinds: Collection[str]) -> Proposals:
-    """Return the removal of every block whose units may be cut."""
-    return {key: cut for key, cut in block_proposals(view).items() if _AXIS[key.partition(".")[0]] in kinds}
+def _blocks(view: View, kind: str) -> Proposals:
+    """Return the removal of every block whose units are of a kind."""
+    return block_proposals(view, "mha" if kind == HEADS else "mlp")
 
 
 def _require_reachable(
@@ -154,9 +151,9 @@ def _require_reachable(
         BudgetError: all cuts together are less than what is asked for.
     """
     if whole_blocks:
-        require_reachable(ctx, goal, _blocks(ctx.view, kinds))
+        require_reachable(ctx, goal, {key: cut for kind in kinds for key, cut in _blocks(ctx.view, kind).items()})
         return
-    most = sum(Widths(ctx.view, {}, groups).cuttable_params(kind) for kind in set(kinds))
+    most = sum(Widths(ctx.view, {}, groups).cuttable_params(kind) for kind in kinds)
     if most < (goal.params or 0):
         raise out_of_reach(ctx, goal.params or 0, most)
 
