@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
     from sned.training.losses import StateLoss
 
-_THERE_AND_BACK = 3.5
-"""Passes of the text through the dense model and, forth and back, through what is left of it."""
+
+def _passes(options: Mapping[str, Any]) -> float:
+    """Estimate the passes of the text: for the maps, then through the dense model and, forth and back, what learns."""
+    if options["replacement"] == "nothing":
+        return 1.2
+    return 1.2 + options["epochs"] * (3.5 if options["loss"] in ("kl", "ce") else 1.0)
 
 
 @method(
@@ -35,7 +39,7 @@ _THERE_AND_BACK = 3.5
     prunes="depth",
     title="Streamlining Redundant Layers to Compress Large Language Models",
     calibration_tokens=131_072,
-    passes=lambda options: 1.2 + options["epochs"] * (_THERE_AND_BACK if options["loss"] in ("kl", "ce") else 1.0),
+    passes=_passes,
 )
 def streamline(
     ctx: Context,
