@@ -105,6 +105,15 @@ def test_the_run_that_turns_the_stream_least_is_cut() -> None:
     assert list(view.layers) == [0, 1, 3, 4]
 
 
+@pytest.mark.parametrize("replacement", ["layer", "linear"])
+def test_only_the_map_that_is_there_is_told_of(replacement: str) -> None:
+    """Every run that was tried had a map of its own, the next one nearly the same."""
+    plan = streamline(View(make_model("llama")), replacement=replacement)
+    assert len(scores(plan)["probe"]) > 1
+    folds = [op.layer for op in plan.ops if op.op == "fold"]
+    assert [fit["layer"] for fit in scores(plan)["fit"]] == folds
+
+
 def test_several_layers_may_stand_for_the_run() -> None:
     view = View(make_model("llama"))
     plan = streamline(view, layers=1, replacements=2, span="1:4")

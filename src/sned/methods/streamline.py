@@ -91,7 +91,7 @@ def streamline(
         cuts = ranked_cuts(triangles["cosine"], whole, made.boundaries(ctx, min_start, max_end), [])[:probe]
     if not cuts:
         raise BudgetError(f"no run of {whole} layers may be cut here", hint="lower --layers, or widen the range")
-    cut, ops = _choose(ctx, cuts, made.ops(ctx, cuts))
+    cut, ops = _choose(ctx, made, cuts)
     yield from ops
     if replacement != "nothing":
         first, names = made.trained(ctx, cut)
@@ -100,13 +100,16 @@ def streamline(
         yield from set_values(ctx, _train(ctx, trained, (first, cut[1]), loss, schedule))
 
 
-def _choose(ctx: Context, cuts: list[Cut], candidates: list[list[Op]]) -> tuple[Cut, list[Op]]:
+def _choose(ctx: Context, made: Replacement, cuts: list[Cut]) -> tuple[Cut, list[Op]]:
     """Return the run to cut, and how: of the few that turn the stream least, the one that is missed least."""
+    candidates = made.ops(ctx, cuts)
     best = least_missed(ctx, cuts, candidates) if len(cuts) > 1 else 0
     start, end = cuts[best]
     distance = ctx.scores["distance"][start][end - start] if "distance" in ctx.scores else None
     ctx.scores["cuts"] = [{"start": start, "end": end, "distance": distance}]
-    ctx.scores["fit"] = [fit for fit in ctx.scores.get("fit", []) if start <= fit["start"] <= fit["end"] <= end]
+    own = made.maps(ctx, cuts[best])
+    fits = ctx.scores.get("fit", [])
+    ctx.scores["fit"] = [fit for fit in fits if (fit["layer"], fit["start"], fit["end"]) in own]
     return cuts[best], candidates[best]
 
 

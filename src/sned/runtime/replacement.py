@@ -70,9 +70,19 @@ class Replacement:
         before = _before(ctx, cut)
         return before, {before: [f"{output_projection(ctx.view, 'mlp')}.weight"]}
 
+    def maps(self, ctx: Context, cut: Cut) -> list[tuple[int, int, int]]:
+        """Return what maps are to make up for: the layer before, the first that goes, and the first after it."""
+        if self.kind == "linear":
+            return [(_before(ctx, cut), *cut)]
+        if not (self.own and self.inherit == "fitted"):
+            return []
+        chunks = self._chunks(ctx, cut)
+        ends = [*(chunk[0] for chunk in chunks[1:]), cut[1]]
+        return [(chunk[0], chunk[1], end) for chunk, end in zip(chunks, ends, strict=True) if len(chunk) > 1]
+
     def ops(self, ctx: Context, cuts: Sequence[Cut]) -> list[list[Op]]:
         """Return for each run what cuts it and puts something untrained in its place; one pass serves all maps."""
-        problems = [self._problems(ctx, cut) for cut in cuts]
+        problems = [self.maps(ctx, cut) for cut in cuts]
         alone = self.kind == "linear" and not all(_foldable(ctx, [_before(ctx, cut)]) for cut in cuts)
         flat = [problem for own in problems for problem in own]
         references = iter(fit_maps(ctx, flat, standalone=alone)) if flat else iter(())
@@ -96,16 +106,6 @@ class Replacement:
         size, longer = divmod(len(layers), self.count)
         starts = [i * size + min(i, longer) for i in range(self.count + 1)]
         return [layers[a:b] for a, b in pairwise(starts)]
-
-    def _problems(self, ctx: Context, cut: Cut) -> list[tuple[int, int, int]]:
-        """Return what maps are to make up for: the layer before, the first that goes, and the first after it."""
-        if self.kind == "linear":
-            return [(_before(ctx, cut), *cut)]
-        if not (self.own and self.inherit == "fitted"):
-            return []
-        chunks = self._chunks(ctx, cut)
-        ends = [*(chunk[0] for chunk in chunks[1:]), cut[1]]
-        return [(chunk[0], chunk[1], end) for chunk, end in zip(chunks, ends, strict=True) if len(chunk) > 1]
 
     def _means(self, ctx: Context, cut: Cut) -> list[Op]:
         return [op for chunk in self._chunks(ctx, cut) for op in _mean(ctx, chunk)]
