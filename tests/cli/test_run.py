@@ -124,6 +124,8 @@ def test_the_whole_job(sned: Callable[..., Outcome], place: Path) -> None:
     assert loaded.stdout.split() == ["3", "True", "False"], loaded.stderr[-2000:]
 
 
+_PACE = {"prefill_tokens_per_s": 1.0, "decode_tokens_per_s": 1.0}
+MEASURED = {"dense": _PACE, "pruned": _PACE, "prefill_ratio": 1.0, "decode_ratio": 1.0}
 KILLS = {
     "planning": "sned.jobs.plan.make_plan",
     "judging": "sned.jobs.prune.write_samples",
@@ -253,6 +255,26 @@ def test_a_recipe_may_end_with_pruning(sned: Callable[..., Outcome], place: Path
     assert report.method == "uidl"
     assert [row.pruned for row in report.samples] == ["and so on"] * 3
     assert [row.method for row in report.baselines] == ["random"]
+
+
+def test_without_speed_only_a_report_stage_measures_it(
+    sned: Callable[..., Outcome], place: Path, monkeypatch: pytest.MonkeyPatch, done: Counter[str]
+) -> None:
+    monkeypatch.setattr("sned.jobs.prune.measure_speed", lambda *_: pytest.fail("speed was measured"))
+    monkeypatch.setattr("sned.jobs.stages.measure_speed", lambda *_: MEASURED)
+    text = ["--calib", "random", "--calib-tokens", "64", "--eval", "random", "--eval-tokens", "64", "--seq-len", "16"]
+    typed = ["prune", "model", "-m", "uidl", "--layers", "1", "--no-speed", *text, "-o", "typed"]
+    assert "measure speed" not in sned(*typed, "--dry-run").out
+    assert sned(*typed).code == 0
+    assert load_report(place / "typed" / "sned" / "report.json").speed is None
+    written = yaml.safe_load((place / "typed" / "sned" / "recipe.yaml").read_text())
+    assert written["stages"][0]["prune"]["speed"] is False
+    stages = [{"prune": {**STAGES[0]["prune"], "speed": False}}, {"report": {}}]
+    (place / "recipe.yaml").write_text(json.dumps({"model": "model", **RECIPE, "stages": stages}))
+    assert sned("run", "recipe.yaml", "-o", "out").code == 0
+    found = load_report(place / "out" / "sned" / "report.json")
+    assert found.speed is not None
+    assert [row.pruned for row in found.samples] == ["and so on"] * 3, "once written, they are not written again"
 
 
 def test_a_dry_run_shows_the_recipe_with_its_defaults(sned: Callable[..., Outcome], place: Path) -> None:

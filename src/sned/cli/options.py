@@ -133,6 +133,10 @@ Baseline = Annotated[
         show_default=False,
     ),
 ]
+Speed = Annotated[
+    bool,
+    typer.Option("--speed/--no-speed", metavar="", help="Race the dense model and the result.", rich_help_panel=_RUN),
+]
 
 Tasks = Annotated[
     list[str],

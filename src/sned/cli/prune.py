@@ -71,6 +71,7 @@ def prune(
     eval_tokens: options.EvalTokens = 16_384,
     allow_overlap: options.AllowOverlap = False,
     baseline: options.Baseline = [],  # noqa: B006
+    speed: options.Speed = True,
     settings: options.Set = [],  # noqa: B006
     seed: options.Seed = 0,
     dtype: options.DType = "auto",
@@ -110,6 +111,7 @@ def prune(
         evaluation=requests.text(evaluation, eval_tokens, seq_len, "eval"),
         allow_overlap=allow_overlap,
         baselines=tuple(baseline),
+        speed=speed,
     )
     if dry_run:
         return _forecast(terminal, request, progress)

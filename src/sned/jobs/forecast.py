@@ -63,7 +63,7 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
         # where parts of layers go, also a random model of the same shape
         in_parts = method.prunes == "width" or (request.budget.kind in ("blocks", "remove") and "search" in options)
         compared = 2 + len(request.baselines) + in_parts
-        steps += ["evaluate", "save", "verify", "measure speed", "report"]
+        steps += ["evaluate", *["measure speed"] * request.speed, "save", "verify", "report"]
     tried = trials(view, method, budget, options)
     how = "exact" if "merge" in options else options.get("search", options.get("metric"))
     passes = tried * SHARED[how] if how in SHARED else sweeps(method, options)

@@ -78,7 +78,8 @@ def prune(request: PruneRequest, progress: Progress) -> Report:
         )
         extra = {} if calibration is None else {"calibration": compose.of_text(calibration)}
         with atomic_folder(request.out, overwrite=request.overwrite) as folder:
-            known = {**heading, **extra, **judged, "speed": measure_speed(dense, pruned, session)}
+            raced = measure_speed(dense, pruned, session) if request.speed else None
+            known = {**heading, **extra, **judged, "speed": raced}
             report = write_output(folder, plan, dense, pruned, session, known, name=request.out.name, recipe=True)
             notes = folder / "sned"
             write_recipe(of_prune(request, method, options), notes / "recipe.yaml")

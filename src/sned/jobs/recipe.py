@@ -116,6 +116,7 @@ class PruneStage(_Stage):
     remove_of: Literal["all", "body"] | None = None
     sparsity: Zeros | None = None
     baselines: list[str] = []
+    speed: bool = True
 
     @property
     def budget(self) -> Budget:

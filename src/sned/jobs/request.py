@@ -104,6 +104,8 @@ class PruneRequest(PlanRequest):
     baselines: tuple[str, ...] = ()
     """Methods planned and evaluated beside the one asked for, at the same budget, without saving them."""
     prompts: tuple[str, ...] = PROMPTS
+    speed: bool = True
+    """Whether both models are raced."""
 
 
 @dataclass(frozen=True, slots=True)

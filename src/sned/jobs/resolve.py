@@ -71,7 +71,7 @@ def of_prune(request: PruneRequest, method: Method, options: Mapping[str, Any]) 
         calibration=_text_of(request.calibration, method.calibration_tokens),
         evaluation=_text_of(request.evaluation, EVALUATION_TOKENS),
         allow_overlap=request.allow_overlap,
-        stages=[Stage.model_construct(prune=_told(method, budget, list(request.baselines), options))],
+        stages=[Stage.model_construct(prune=_told(method, budget, list(request.baselines), request.speed, options))],
     )
 
 
@@ -106,11 +106,15 @@ def _pruning(body: PruneStage) -> tuple[PruneStage, Method]:
     budget = check_kind(method, body.budget, options)
     for name in body.baselines:
         find_method(name)
-    return _told(method, budget, body.baselines, options), method
+    return _told(method, budget, body.baselines, body.speed, options), method
 
 
-def _told(method: Method, budget: Budget, baselines: list[str], options: Mapping[str, Any]) -> PruneStage:
-    return PruneStage.model_construct(method=method.name, **budget.as_options(), baselines=baselines, **options)
+def _told(
+    method: Method, budget: Budget, baselines: list[str], speed: bool, options: Mapping[str, Any]
+) -> PruneStage:
+    return PruneStage.model_construct(
+        method=method.name, **budget.as_options(), baselines=baselines, speed=speed, **options
+    )
 
 
 def _later(recipe: Recipe, stage: Stage, texts: Mapping[Role, Text]) -> Stage:

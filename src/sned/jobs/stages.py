@@ -50,6 +50,7 @@ def prune_stage(recipe: Recipe, body: PruneStage, out: Path, command: str, progr
         evaluation=recipe.text("evaluation", body).request(),
         allow_overlap=recipe.allow_overlap,
         baselines=tuple(body.baselines),
+        speed=body.speed,
     )
     prune(request, progress)
 
@@ -109,11 +110,13 @@ def complete_report(recipe: Recipe, folder: Path, out: Path, progress: Progress)
     """
     session, known = Session(Recorder(progress)), load_report(folder / "sned" / "report.json")
     found: dict[str, Any] = {}
-    if known.speed is None and not known.samples:
+    if known.speed is None or not known.samples:
         models = open_models(replace(recipe.load, model=str(folder)), recipe.model, session)
-        with session.phase("evaluate"):
-            found["samples"] = write_samples(PROMPTS, models["base"], models["model"], session)
-        found["speed"] = measure_speed(models["base"], models["model"], session)
+        if not known.samples:
+            with session.phase("evaluate"):
+                found["samples"] = write_samples(PROMPTS, models["base"], models["model"], session)
+        if known.speed is None:
+            found["speed"] = measure_speed(models["base"], models["model"], session)
     _keep(out, found, session)
 
 
