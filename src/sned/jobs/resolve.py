@@ -109,9 +109,7 @@ def _pruning(body: PruneStage) -> tuple[PruneStage, Method]:
     return _told(method, budget, body.baselines, body.speed, options), method
 
 
-def _told(
-    method: Method, budget: Budget, baselines: list[str], speed: bool, options: Mapping[str, Any]
-) -> PruneStage:
+def _told(method: Method, budget: Budget, baselines: list[str], speed: bool, options: Mapping[str, Any]) -> PruneStage:
     return PruneStage.model_construct(
         method=method.name, **budget.as_options(), baselines=baselines, speed=speed, **options
     )
