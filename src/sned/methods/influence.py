@@ -8,25 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from sned.errors import BudgetError, ConfigError
-from sned.models.count import branch_counts, count
+from sned.errors import ConfigError
 from sned.plans.budget import Goal
 from sned.plans.ops import DropLayers, Op
 from sned.runtime.context import Context
 from sned.runtime.depth import layer_range
-from sned.runtime.greedy import Cut, out_of_reach, require_reachable
 from sned.runtime.method import method
+from sned.runtime.ranking import branches_of, layers_to_go, parts_to_go, require_blocks
 from sned.runtime.search import ObjectiveOption
-from sned.runtime.stand_ins import (
-    Branch,
-    StandInOption,
-    bias_params,
-    emulate,
-    require_homes,
-    runs_of,
-    stand_in,
-    stand_in_params,
-)
+from sned.runtime.stand_ins import StandInOption, emulate, require_homes, stand_in
 from sned.runtime.valuation import (
     Bounded,
     Permutations,
@@ -87,22 +77,22 @@ def influence(
     found = find_units(ctx.view, units, *layer_range(ctx, min_start, max_end))
     whole = units == "layers"
     if whole:
-        _layers_to_go(ctx, goal, found, repair, rank)  # if it cannot be met, say so before anything is measured
+        layers_to_go(ctx, goal, found, repair, rank)  # if it cannot be met, say so before anything is measured
     else:
-        _require_blocks(ctx, goal, found)
+        require_blocks(ctx, goal, found)
     valued = value_units(
         ctx, found, metric, permutations=permutations, windows=windows, objective=objective, bounded=bounded
     )
     ranked = [found[i] for i in sorted(range(len(found)), key=lambda i: (valued.values[i], i))]
     gone: list[Unit] = []
     if whole:
-        gone += ranked[: _layers_to_go(ctx, goal, ranked, repair, rank)]
+        gone += ranked[: layers_to_go(ctx, goal, ranked, repair, rank)]
         layers = tuple(unit.layer for unit in gone)
         plain: list[Op] = [DropLayers(layers=layers)]
         yield from stand_in(ctx, layers, repair, rank=rank, sequential=sequential) if repair else plain
     else:
-        gone += _parts_to_go(ctx, goal, ranked, repair is not None)
-        added = list(emulate(ctx, _branches(gone))) if repair else []  # measured while all is there
+        gone += parts_to_go(ctx, goal, ranked, repair is not None)
+        added = list(emulate(ctx, branches_of(gone))) if repair else []  # measured while all is there
         yield from (unit.op for unit in gone)
         yield from added
     _explain(ctx, metric, found, ranked, gone, valued)
@@ -126,69 +116,6 @@ def _check(ctx: Context, units: UnitKind, repair: Kind | None, rank: int, sequen
         require_homes(ctx.view)
     if repair == "lowrank" and rank > ctx.view.geometry.hidden:
         raise ConfigError(f"--rank {rank} is more than the {ctx.view.geometry.hidden} channels of the stream")
-
-
-def _require_blocks(ctx: Context, goal: Goal, units: Sequence[Unit]) -> None:
-    """Make sure that a goal can be reached by parts of layers.
-
-    Raises:
-        BudgetError: it cannot, or it is a number of whole layers.
-    """
-    if goal.layers is not None:
-        raise BudgetError("--layers counts whole layers, and parts of them are to go", hint="use --blocks N")
-    sizes = {u.name: branch_counts(ctx.view, u.layer, u.which) for u in units if u.which != "layer"}
-    require_reachable(ctx, goal, {unit.name: Cut((unit.op,), sizes[unit.name]) for unit in units})
-
-
-def _parts_to_go(ctx: Context, goal: Goal, ranked: Sequence[Unit], repaired: bool) -> list[Unit]:
-    """Return the parts that reach a goal, the first of those ranked, with the biases counted in that stand for them.
-
-    Raises:
-        BudgetError: all together are not enough.
-    """
-    trial, gone, removed = ctx.view.fork(), list[Unit](), 0
-    for unit in ranked:
-        if goal.reached(len(gone), removed):
-            break
-        gone.append(unit)
-        unit.op.apply(trial, {})
-        added = bias_params(ctx.view, _branches(gone)) if repaired else 0
-        removed = count(ctx.dense).params - count(trial).params - added
-    if not goal.reached(len(gone), removed):
-        raise out_of_reach(ctx, goal.params or 0, removed)
-    return gone
-
-
-def _branches(units: Sequence[Unit]) -> list[Branch]:
-    return [(unit.layer, unit.which) for unit in units if unit.which != "layer"]
-
-
-def _layers_to_go(ctx: Context, goal: Goal, ranked: Sequence[Unit], repair: Kind | None, rank: int) -> int:
-    """Return how many of the ranked layers reach a goal, what stands in their place counted in.
-
-    Raises:
-        BudgetError: not so many may go, or all together are not enough.
-    """
-    most = len(ranked) - (repair is None and len(ranked) == len(ctx.view.layers))  # one layer stays, or a map
-    if goal.blocks is not None and goal.blocks % 2:
-        raise BudgetError(f"--blocks {goal.blocks} is no number of whole layers", hint="a layer is two blocks")
-    wanted = goal.layers if goal.blocks is None else goal.blocks // 2
-    if wanted is not None:
-        if wanted > most:
-            raise BudgetError(f"{wanted} layers are too many: only {most} may go here", hint=f"give 1 to {most}")
-        return wanted
-    layers = [unit.layer for unit in ranked[:most]]
-    sizes = [sum(p.numel() for p in ctx.view.layer(i).parameters()) for i in layers]
-    added = 0 if repair is None else stand_in_params(ctx.view, repair, rank)
-    saved = [sum(sizes[:n]) - added * len(runs_of(ctx.view, layers[:n])) for n in range(most + 1)]
-    enough = (n for n in range(1, most + 1) if saved[n] >= (goal.params or 0))
-    if (fewest := next(enough, None)) is None:
-        total = count(ctx.dense).params
-        raise BudgetError(
-            f"{(goal.params or 0) / total:.1%} of the parameters cannot be removed by whole layers here",
-            hint=f"all {most} that may go are {saved[most] / total:.1%}",
-        )
-    return fewest
 
 
 def _explain(
