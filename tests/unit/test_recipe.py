@@ -56,7 +56,10 @@ def test_defaults_are_written_out(read: Callable[..., Recipe]) -> None:
     assert told["evaluation"]["tokens"] == 16_384
     assert (prune["layers"], prune["replacement"], prune["baselines"]) == (6, "layer", [])
     assert {"blocks", "remove", "remove_of", "sparsity"}.isdisjoint(prune)
-    assert (heal["lr"], heal["rank"], heal["loss"]) == (1e-4, 16, "kl"), "the rate is that of full training"
+    assert (heal["lr"], heal["loss"]) == (1e-4, "kl"), "the rate is that of full training"
+    assert {"rank", "alpha"}.isdisjoint(heal), "which has no low-rank updates"
+    updates = document(read(PLAIN, "heal.train=lora"))["stages"][1]["heal"]
+    assert (updates["lr"], updates["rank"], updates["alpha"]) == (1e-3, 16, 32.0)
     assert "calibration" not in heal, "as much as streamline takes"
     assert judged == {"tasks": ["choices"], "task_items": None, "cached": False}
     assert report == {}
@@ -148,7 +151,7 @@ def test_so_is_the_one_in_the_readme(read: Callable[..., Recipe]) -> None:
         ("prune.layers=4", ("stages", 0, "prune", "layers"), 4),
         ("prune.span=13:19", ("stages", 0, "prune", "span"), "13:19"),
         ("prune.lr=1e-3", ("stages", 0, "prune", "lr"), 0.001),
-        ("heal.rank=8", ("stages", 1, "heal", "rank"), 8),
+        ("heal.batch=8", ("stages", 1, "heal", "batch"), 8),
         ("heal.lr=1e-5", ("stages", 1, "heal", "lr"), 1e-5),
         ("stages.2.heal.last=3", ("stages", 1, "heal", "last"), 3),
         ("heal.calibration.tokens=64", ("stages", 1, "heal", "calibration", "tokens"), 64),
@@ -203,6 +206,7 @@ def test_the_place_of_the_result_can_be_named_apart(read: Callable[..., Recipe])
         ("prune={layers: 2}", "recipe.yaml: stages.1.prune.method: Field required"),
         ("prune=uidl", "recipe.yaml: stages.1.prune: keys and values are needed, not 'uidl'"),
         ("heal.rnk=8", "recipe.yaml: stages.2.heal.rnk: there is no such key here; did you mean rank"),
+        ("heal.rank=8", "recipe.yaml: stages.2.heal: train full has no rank"),
         ("heal.lr=0", "recipe.yaml: stages.2.heal.lr: "),
         ("heal.train=half", "recipe.yaml: stages.2.heal.train: "),
         ("heal.calibration.sources=[wiki]", "recipe.yaml: stages.2.heal: 'wiki' is not a source"),

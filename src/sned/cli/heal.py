@@ -55,9 +55,21 @@ _Last = Annotated[
         show_default=False,
     ),
 ]
-_Rank = Annotated[int, typer.Option(min=1, metavar="R", help="lora: rank of an update.", rich_help_panel=_TRAINING)]
+_Rank = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="R", help="lora: rank of an update; default: 16.", rich_help_panel=_TRAINING, show_default=False
+    ),
+]
 _Alpha = Annotated[
-    float, typer.Option(metavar="A", help="lora: an update counts A / R times.", rich_help_panel=_TRAINING)
+    float | None,
+    typer.Option(
+        min=1e-9,
+        metavar="A",
+        help="lora: an update counts A / R times; default: 32.",
+        rich_help_panel=_TRAINING,
+        show_default=False,
+    ),
 ]
 _Rate = Annotated[
     float | None,
@@ -114,8 +126,8 @@ def heal(
     train: _Train = "lora",
     loss: _Loss = "kl",
     last: _Last = None,
-    rank: _Rank = 16,
-    alpha: _Alpha = 32.0,
+    rank: _Rank = None,
+    alpha: _Alpha = None,
     lr: _Rate = None,
     epochs: _Epochs = 1,
     batch: _Batch = 4,
@@ -143,9 +155,10 @@ def heal(
     """
     terminal: Terminal = ctx.obj
     progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
-    from sned.training.healing import Healing
+    from sned.training.healing import Healing, low_rank
     from sned.training.schedule import Schedule
 
+    rank, alpha = low_rank(train, rank, alpha)
     request = HealRequest(
         pruned=pruned,
         load=LoadRequest(base or "", dtype, device, "off", trust_inferred),

@@ -137,11 +137,13 @@ class PruneStage(_Stage):
 class HealStage(_Stage):
     """Train what the stages before left; the names and defaults are those of `sned heal`."""
 
+    unsaid = _Stage.unsaid | {"rank", "alpha"}
+
     train: Trained = "lora"
     loss: ModelLoss = "kl"
     last: Count | None = None
-    rank: Count = 16
-    alpha: float = 32.0
+    rank: Count | None = None
+    alpha: Annotated[float, Field(gt=0)] | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
     epochs: Count = 1
     batch: Count = 4

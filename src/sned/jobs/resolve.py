@@ -17,6 +17,7 @@ from sned.jobs.request import EVALUATION_TOKENS, TRAINING_RATES, TRAINING_TOKENS
 from sned.registry import did_you_mean
 from sned.runtime.method import find_method
 from sned.runtime.planner import check_kind
+from sned.training.healing import low_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -129,6 +130,7 @@ def _healing(recipe: Recipe, body: HealStage, texts: Mapping[Role, Text]) -> Hea
     if recipe.stream == "on":
         raise ConfigError("training needs the model whole in memory", hint="leave out stream: on")
     update: dict[str, Any] = {"lr": TRAINING_RATES[body.train] if body.lr is None else body.lr}
+    update["rank"], update["alpha"] = low_rank(body.train, body.rank, body.alpha)
     usual: dict[Role, int] = {"calibration": TRAINING_TOKENS, "evaluation": EVALUATION_TOKENS}
     for role, tokens in usual.items():
         text = recipe.text(role, body, tokens)

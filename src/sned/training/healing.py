@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sned.runtime.context import Context
 
 Trained = Literal["lora", "full", "transform"]
+RANK, ALPHA = 16, 32.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Healing:
             removed layers (`transform`).
         loss: What is made small.
         last: How many of the last layers are trained; None for all.
-        rank: Of a low-rank update.
+        rank: Of a low-rank update; None where there is none.
         alpha: A low-rank update counts `alpha / rank` times.
         first_share: How much of the change the first layer keeps; the share rises evenly with depth to 1 for the last.
         keep_zeros: Whether weights of matrices that are zero stay so.
@@ -46,11 +47,24 @@ class Healing:
     train: Trained = "lora"
     loss: ModelLoss = "kl"
     last: int | None = None
-    rank: int = 16
-    alpha: float = 32.0
+    rank: int | None = RANK
+    alpha: float | None = ALPHA
     first_share: float = 1.0
     keep_zeros: bool = False
     schedule: Schedule = field(default_factory=Schedule)
+
+
+def low_rank(train: Trained, rank: int | None, alpha: float | None) -> tuple[int | None, float | None]:
+    """Return the rank and the alpha of low-rank updates, or None for both where something else is trained.
+
+    Raises:
+        ConfigError: something else is trained, and one was given.
+    """
+    if train == "lora":
+        return rank or RANK, alpha or ALPHA
+    if rank or alpha:
+        raise ConfigError(f"train {train} has no {'rank' if rank else 'alpha'}: only low-rank updates have one")
+    return None, None
 
 
 def heal(ctx: Context, healing: Healing, free: int | None = None) -> Iterator[Op]:
@@ -71,13 +85,14 @@ def heal(ctx: Context, healing: Healing, free: int | None = None) -> Iterator[Op
     """
     names = _trained(ctx, healing)
     rank = healing.rank if healing.train == "lora" else None
+    scale = (healing.alpha or 0) / rank if rank else 1.0
     if free is not None:
         require_memory(ctx.view, names, rank, ctx.calibration.length, free)
     masters = Masters(
         ctx.view,
         names,
         rank=rank,
-        scale=healing.alpha / healing.rank,
+        scale=scale,
         keep_zeros=healing.keep_zeros,
         seed=ctx.seed,
     )
@@ -95,9 +110,11 @@ def _trained(ctx: Context, healing: Healing) -> Names:
     """Return which parameters are trained.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or there are not so many layers.
     """
     layers = list(ctx.view.layers)
+    if healing.last is not None and healing.last > len(layers):
+        raise ConfigError(f"the model has {len(layers)} layers, so not the last {healing.last} can be trained")
     chosen = layers if healing.last is None else layers[-healing.last :]
     if healing.train == "lora":
         return all_matrices(ctx.view, chosen)
