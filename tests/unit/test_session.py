@@ -10,7 +10,7 @@ from kit.planning import Messages
 from kit.tiny import make_model, save_model_folder
 
 from sned.checkpoint.model import load
-from sned.errors import CheckpointError, ConfigError
+from sned.errors import BudgetError, CheckpointError, ConfigError, NumericalError
 from sned.jobs.request import LoadRequest, PlanRequest, TextRequest
 from sned.jobs.session import Recorder, Session, open_model, read_text, runs_slowly, spare_source, unfinished_work
 from sned.models.view import View
@@ -58,6 +58,23 @@ def test_starting_over_forgets(request_: PlanRequest) -> None:
     leave_work(request_, {"seed": 1})
     with unfinished_work(request_.out, {"seed": 2}, resume=False) as journal:
         assert journal.recall("loss", ["a"], lambda: 2.5) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(BudgetError, False), (ConfigError, False), (NumericalError, False), (CheckpointError, True), (OSError, True)],
+)
+def test_work_is_kept_unless_the_same_job_would_fail_again(
+    request_: PlanRequest, error: type[Exception], kept: bool
+) -> None:
+    def job() -> None:
+        with unfinished_work(request_.out, {"seed": 1}, resume=True) as journal:
+            journal.recall("loss", ["a"], lambda: 1.5)
+            raise error("it cannot be")
+
+    with pytest.raises(error, match="cannot be"):
+        job()
+    assert bool(list(request_.out.parent.iterdir())) is kept
 
 
 def test_a_model_is_never_replaced_by_its_own_result(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from sned.checkpoint.model import Model, load
 from sned.checkpoint.packing import is_packed
 from sned.data.overlap import require_disjoint
 from sned.data.tokens import Tokens
-from sned.errors import CheckpointError, ConfigError
+from sned.errors import BudgetError, CheckpointError, ConfigError, NumericalError
 from sned.progress import Progress
 from sned.runtime.journal import Journal
 from sned.runtime.sweep import Cost
@@ -197,8 +197,9 @@ def unfinished_work(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterat
     journal = Journal(folder)
     try:
         yield journal
-    except BaseException:
-        if journal.is_empty:  # such as after a refusal: there is nothing to go on from
+    except BaseException as error:
+        # what was done serves the same job only, and some errors it would meet again
+        if journal.is_empty or isinstance(error, (BudgetError, ConfigError, NumericalError)):
             shutil.rmtree(folder)
         raise
     shutil.rmtree(folder)
