@@ -13,6 +13,7 @@ from kit.planted import dead_units, streamed_view
 from kit.searching import context_of, fresh, loss
 from kit.tiny import make_model
 
+from sned.errors import BudgetError
 from sned.models import trial
 from sned.models.matrices import matrices
 from sned.models.view import View
@@ -90,6 +91,15 @@ def test_weight_by_weight_few_directions_rank_as_wanda_does(name: str) -> None:
     """What the published score knows of the gradient is lost in its absolute values."""
     plan = plan_on(fresh(name), "zeroth", form="weights", directions=4, kinds="mlp")
     assert plan.stages[0].scores["agreement"] > 0.4
+
+
+@pytest.mark.parametrize("form", ["gates", "weights"])
+def test_a_budget_out_of_reach_is_refused_before_directions_are_tried(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sned.methods.zeroth.slopes", lambda *_: pytest.fail("a direction was tried"))
+    with pytest.raises(BudgetError, match="cannot be removed"):
+        plan_on(fresh("llama"), "zeroth", form=form, remove=0.8)
 
 
 def test_dead_channels_go_first() -> None:

@@ -62,6 +62,7 @@ def zeroth(
     """
     far = step or STEPS[form] * (1.0 if ctx.view.dtype == torch.float32 else COARSE)
     plain = find_parts(ctx, "widths", kinds, mlp_group or (1 if form == "weights" else None))
+    keep_highest(ctx, plain, ranked(plain, across), goal.params or 0)  # out of reach, no direction is worth trying
     if form == "gates":
         found = slopes(ctx, f"gates {[p.name for p in plain]}", partial(gates_moved, ctx, plain), directions, far)
         gradient = estimate(found, ctx.seed, "parts", [len(plain)]).abs().tolist()
