@@ -127,11 +127,11 @@ class _Absence:
     objective: ObjectiveName
     losses: dict[Coalition, float] = field(default_factory=dict)
 
-    def measure(self, sets: Sequence[Coalition]) -> None:
+    def measure(self, sets: Sequence[Coalition], label: str = "try candidates") -> None:
         """Try sets all together; with an op for each unit, they share a stream as long as they agree."""
         met = [gone for gone in sets if gone not in self.losses]
         candidates = [tuple(self.units[i].op for i in sorted(gone)) for gone in met]
-        found = self.ctx.losses(candidates, windows=self.windows, objective=self.objective)
+        found = self.ctx.losses(candidates, windows=self.windows, objective=self.objective, label=label)
         self.losses |= zip(met, found, strict=True)
 
 
@@ -176,7 +176,7 @@ def _measure_up_to(ceiling: float, absence: _Absence, orders: list[list[int]]) -
         if not orders:
             break
         sizes = range(start, min(start + STRIDE, n))
-        absence.measure(coalitions(orders, sizes))
+        absence.measure(coalitions(orders, sizes), f"{len(orders)} orders, units {start} to {sizes[-1]} of {n}")
         orders = [order for order in orders if absence.losses[Coalition(order[: sizes[-1]])] < ceiling]
 
 
