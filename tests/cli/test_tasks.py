@@ -147,6 +147,7 @@ def test_folders_that_do_not_match(sned: Callable[..., Outcome], logs: Path, tmp
         (tmp_path / "empty", tmp_path / "empty", "holds no logs"),
         (logs / "base", logs / "model" / LOG, "is a folder, and"),
         (logs / "base" / LOG, tmp_path / "gone.jsonl", "does not exist"),
+        (logs / "base", tmp_path / "gone", "gone does not exist"),
     ):
         got = sned("stability", first, second)
         assert (got.code, got.out) == (6, "")

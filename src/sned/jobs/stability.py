@@ -52,6 +52,8 @@ def of_stability(
 def _pairs(base: Path, pruned: Path) -> list[tuple[str, Path, Path]]:
     """Return the pairs of logs, with the name of each pair out of folders."""
     base, pruned = base.expanduser(), pruned.expanduser()
+    if missing := [path for path in (base, pruned) if not path.exists()]:
+        raise DataError(f"{missing[0]} does not exist.", hint="`sned eval --tasks NAME --items FOLDER` writes logs")
     if not (base.is_dir() or pruned.is_dir()):
         return [("", base, pruned)]
     if not (base.is_dir() and pruned.is_dir()):
