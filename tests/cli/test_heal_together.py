@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +19,6 @@ from sned.runtime.crew import ALONE, Crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from .conftest import Outcome
 
@@ -51,6 +52,70 @@ def test_two_processes_train_the_model_that_one_does(tmp_path: Path) -> None:
     assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".work")]
 
 
+SHARED = """
+import sys
+from pathlib import Path
+
+import torch
+from kit.planning import Kill, Messages
+from kit.planted import idle_layers
+from kit.tiny import make_model, tokens
+from sned.models.view import View
+from sned.runtime import journal as journals
+from sned.runtime.crew import joined
+from sned.runtime.journal import Journal
+from sned.runtime.sweep import Cost
+from sned.training.loop import fit
+from sned.training.masters import Masters, all_matrices, all_parameters
+from sned.training.schedule import Schedule
+from sned.training.tasks import ModelTask
+
+journals.SAVE_EVERY_SECONDS = 0.0
+place, text, held_out = Path(sys.argv[1]), tokens(12, 512, seed=3), tokens(4, 512, seed=4)
+
+def train(crew, rank, folder, progress):
+    view = View(idle_layers(make_model("llama").bfloat16(), [2]))
+    names = (all_matrices if rank else all_parameters)(view, [1, 3])
+    masters = Masters(view, names, rank=rank, crew=crew)
+    task = ModelTask(masters, view, "kl", View(make_model("llama").bfloat16()), Cost())
+    schedule = Schedule(batch=4, epochs=2, lr=0.01, evaluations=3)
+    journal = Journal(place / f"{folder}-{rank}") if crew.leads else Journal()
+    return fit(task, text, held_out, schedule, journal=journal, key=[], progress=progress, crew=crew), masters
+
+with joined() as crew:
+    for rank in (None, 4):
+        straight, masters = train(crew, rank, "straight", Messages())
+        assert straight.held_out[1] < straight.held_out[0], straight
+        try:
+            train(crew, rank, "broken", Kill(4))
+            raise SystemExit("it was not killed")
+        except KeyboardInterrupt:
+            pass
+        resumed, again = train(crew, rank, "broken", Messages())
+        assert repr(resumed) == repr(straight)
+        for where in masters.trained:
+            value = masters.values(*where).detach()
+            assert torch.equal(value, again.values(*where))
+            theirs = value.clone()
+            crew.send(theirs)
+            assert torch.equal(value, theirs), where
+        params = masters.parameters.values()
+        own, total = sum(p.numel() for p in params if p.dtype == torch.float32), sum(p.numel() for p in params)
+        largest = max(p.numel() for p in params)
+        assert own == total if rank else abs(own - total / 2) <= largest / 2, (own, total)
+"""
+
+
+def test_each_process_keeps_its_share_and_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Full weights of the other process are in the model's own dtype, without moments; low-rank factors in float32."""
+    (tmp_path / "script.py").write_text(SHARED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [*launch, str(tmp_path / "script.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", [["prune", "x", "-m", "uidl"], ["plan", "x", "-m", "displlm"], ["methods"]])
 def test_other_commands_refuse_to_run_in_several(
     sned: Callable[..., Outcome], command: list[str], monkeypatch: pytest.MonkeyPatch
@@ -59,6 +124,13 @@ def test_other_commands_refuse_to_run_in_several(
     done = sned(*command)
     assert done.code == 2
     assert f"sned {command[0]} runs in one process" in done.err
+
+
+def test_what_is_shared_out_is_shared_evenly() -> None:
+    sizes = {"a": 9, "b": 5, "c": 4, "d": 1, "e": 1}
+    assert Crew(1, 2).owners(sizes) == {"a": 0, "b": 1, "c": 1, "d": 0, "e": 1}
+    assert Crew(0, 2).owners(dict(reversed(sizes.items()))) == Crew(1, 2).owners(sizes), "all come to the same"
+    assert set(ALONE.owners(sizes).values()) == {0}
 
 
 def test_every_batch_is_somebodys() -> None:

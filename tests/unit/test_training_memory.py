@@ -51,6 +51,16 @@ def test_numbers_take_twenty_bytes_and_low_rank_ones_are_few(view: View) -> None
     assert rank == sum(20 * sum(shape) + 2 * 4 * shape.numel() for shape in shapes)
 
 
+@pytest.mark.parametrize(("dtype", "elsewhere"), [(torch.float32, 8), (torch.bfloat16, 0)])
+def test_several_processes_divide_what_numbers_take(dtype: torch.dtype, elsewhere: int) -> None:
+    """What the model runs with, and its gradient, every process has; in float32 that is the number itself."""
+    view = View(make_model("llama").to(dtype))
+    names, n = all_parameters(view, [2]), sum(p.numel() for p in view.layer(2).parameters())
+    nothing = memory.needs(view, {2: []}, None, LENGTH).total
+    one, four = (memory.needs(view, names, None, LENGTH, processes).total - nothing for processes in (1, 4))
+    assert one - four == pytest.approx(n * (20 - elsewhere) * 3 / 4, abs=len(names[2]))
+
+
 def test_only_layers_after_the_first_trained_one_count(view: View) -> None:
     assert list(memory.needs(view, {3: []}, None, LENGTH).layers) == [3, 4]
 

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 T = TypeVar("T")
 
@@ -35,11 +35,39 @@ class Crew:
         """Return those of some items that this process takes care of."""
         return list(items[self.rank :: self.size])
 
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Put in the place of each tensor its sum over all processes: the same bits everywhere."""
-        if self.size > 1:
-            for tensor in tensors:
+    def owners(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return which process takes care of each of some things, so that all have about as much: the largest first."""
+        taken, found = [0] * self.size, dict[str, int]()
+        for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+            found[name] = taken.index(min(taken))
+            taken[found[name]] += sizes[name]
+        return found
+
+    def add_up(self, tensors: Sequence[torch.Tensor], owner: int | None = None) -> None:
+        """Put in the place of each tensor its sum over all processes, the same bits everywhere; or only at its owner.
+
+        Elsewhere, what it then holds means nothing.
+        """
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            if owner is None:
                 distributed.all_reduce(tensor)
+            else:
+                distributed.reduce(tensor, owner)
+
+    def norm(self, own: torch.Tensor) -> torch.Tensor:
+        """Return the norm of what all processes have together, given that of what this one has."""
+        if self.size == 1:
+            return own
+        square = own.double().square()
+        distributed.all_reduce(square)
+        return square.sqrt().to(own.dtype)
+
+    def send(self, tensor: torch.Tensor, source: int = 0) -> None:
+        """Put in the place of a tensor what one process has there."""
+        if self.size > 1:
+            distributed.broadcast(tensor, source)
 
     def heed(self, value: T) -> T:
         """Return what the leading process gives here; what the others give does not count."""

@@ -87,7 +87,7 @@ def heal(ctx: Context, healing: Healing, free: int | None = None) -> Iterator[Op
     rank = healing.rank if healing.train == "lora" else None
     scale = (healing.alpha or 0) / rank if rank else 1.0
     if free is not None:
-        require_memory(ctx.view, names, rank, ctx.calibration.length, free)
+        require_memory(ctx.view, names, rank, ctx.calibration.length, free, ctx.crew.size)
     masters = Masters(
         ctx.view,
         names,
@@ -95,6 +95,7 @@ def heal(ctx: Context, healing: Healing, free: int | None = None) -> Iterator[Op
         scale=scale,
         keep_zeros=healing.keep_zeros,
         seed=ctx.seed,
+        crew=ctx.crew,
     )
     task = ModelTask(masters, ctx.view, healing.loss, ctx.dense, ctx.cost)
     key: list[Any] = [*ctx.state(None), asdict(healing)]

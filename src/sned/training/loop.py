@@ -14,6 +14,7 @@ import torch
 from sned.runtime import journal as journals
 from sned.runtime.crew import ALONE
 from sned.runtime.sweep import windows_together
+from sned.training.optimiser import Optimiser
 from sned.training.options import held_out_part
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 DIVERGED = 2.0
 """Training stops once the held-out loss is so many times what it was at first."""
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _ENDS = ("", "done", "no better", "diverged")
 
 
@@ -117,22 +117,27 @@ def fit(
     """
     whole = [*key, tokens.digest, held_out.digest, asdict(schedule), seed]
     run = _Run(task, tokens, held_out, schedule, seed, progress, crew)
-    if (kept := crew.heed(journal.load_tensors("trained", whole))) is not None:
-        run.load(kept)
-        run.adopt_best()
+
+    def found(what: str) -> bool:
+        kept = journal.load_tensors(what, whole)
+        if there := crew.heed(kept is not None):
+            run.load(kept or {})
+        return there
+
+    if found("trained"):
+        run.optimiser.adopt_best()
         return run.result()
-    if (kept := crew.heed(journal.load_tensors("training", whole))) is not None:
-        run.load(kept)
+    found("training")
     saver = journals.Pacer()
     with progress.task("train", len(tokens) * schedule.epochs) as advance:
         advance(min(run.step * schedule.batch, len(tokens) * schedule.epochs))
         for n_windows in run.go():
             advance(n_windows)
-            if saver.due():
+            if crew.heed(saver.due()):
                 journal.save_tensors("training", whole, run.state(), partial=True)
     journal.save_tensors("trained", whole, run.state())
     journal.forget("training", whole)
-    run.adopt_best()
+    run.optimiser.adopt_best()
     if run.ended == "diverged":
         progress.warn(f"training diverged at step {run.step}; the weights are those of step {run.best_step}, the best")
     return run.result()
@@ -153,11 +158,7 @@ class _Run:
     ) -> None:
         self.task, self.tokens, self.held_out, self.schedule = task, tokens, held_out, schedule
         self.seed, self.progress, self.crew = seed, progress, crew
-        self.params = task.parameters
-        self.best = {name: param.detach().clone() for name, param in self.params.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.params.values(), lr=schedule.lr, betas=(0.9, 0.95), weight_decay=schedule.weight_decay, fused=True
-        )
+        self.optimiser = Optimiser(task.parameters, schedule, crew)
         self.step, self.best_step, self.ended = 0, 0, ""
         self.curve: list[list[float]] = []
         self.since: list[float] = []
@@ -181,22 +182,15 @@ class _Run:
 
     def _descend(self, ids: torch.Tensor, rate: float) -> float:
         """Take one step of the optimiser and return the loss before it; none is taken if that is not finite."""
-        self.optimizer.zero_grad()
+        self.optimiser.forget_gradients()
         found, batches = torch.zeros((), dtype=torch.float64), self.crew.share(_batches(ids))
         for batch, loss in zip(batches, self.task.losses(batches, self.step), strict=True):
             share = loss * (len(batch) / len(ids))
             share.backward()
             found += float(share.detach())
-        if self.crew.size > 1:
-            self.crew.add_up([found, *map(_gradient, self.params.values())])
+        self.crew.add_up([found])
         total = float(found)
-        norm = torch.nn.utils.clip_grad_norm_(self.params.values(), self.schedule.clip)
-        if not (math.isfinite(total) and bool(torch.isfinite(norm))):
-            return math.nan
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        return total
+        return total if math.isfinite(total) and self.optimiser.step(rate) else math.nan
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -209,7 +203,7 @@ class _Run:
         trained = sum(self.since) / len(self.since) if self.since else math.nan
         seen = min(self.step * self.schedule.batch, len(self.tokens) * self.schedule.epochs) * self.tokens.length
         if held_out < min((row[3] for row in self.curve), default=math.inf):
-            self.best = {name: param.detach().clone() for name, param in self.params.items()}
+            self.optimiser.keep_best()
             self.best_step = self.step
         self.curve.append([float(self.step), float(seen), trained, held_out])
         self.since = []
@@ -220,47 +214,24 @@ class _Run:
         elif len(worse) >= self.schedule.patience:
             self.ended = "no better"
 
-    def adopt_best(self) -> None:
-        """Give the masters the best weights."""
-        with torch.no_grad():
-            for name, param in self.params.items():
-                param.copy_(self.best[name])
-
     def result(self) -> Fit:
         """Return how it went."""
         return Fit(self.curve, self.best_step, self.ended)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return all that going on needs."""
-        made = {f"weight.{name}": param.detach() for name, param in self.params.items()}
-        made |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for name, param in self.params.items():
-            moments = self.optimizer.state.get(param, {})
-            made |= {f"{part}.{name}": moments[part] for part in _MOMENTS if part in moments}
+        """Return all that going on needs, where this process leads."""
+        made = self.optimiser.state()
         facts = [self.step, self.best_step, _ENDS.index(self.ended)]
         made |= {"facts": torch.tensor(facts), "curve": torch.tensor(self.curve, dtype=torch.float64)}
         return made | {"since": torch.tensor(self.since, dtype=torch.float64)}
 
     def load(self, kept: dict[str, torch.Tensor]) -> None:
-        """Take up what `state` returned."""
-        self.step, self.best_step, ended = kept["facts"].tolist()
+        """Take up what `state` returned where this process leads."""
+        told = [kept[name].tolist() for name in ("facts", "curve", "since")] if self.crew.leads else []
+        facts, self.curve, self.since = self.crew.heed(told)
+        self.step, self.best_step, ended = facts
         self.ended = _ENDS[ended]
-        self.curve, self.since = kept["curve"].tolist(), kept["since"].tolist()
-        with torch.no_grad():
-            for name, param in self.params.items():
-                device = param.device
-                param.copy_(kept[f"weight.{name}"])
-                self.best[name] = kept[f"best.{name}"].to(device)
-                if f"{_MOMENTS[0]}.{name}" in kept:
-                    moments = {part: kept[f"{part}.{name}"].to(device) for part in _MOMENTS}
-                    self.optimizer.state[param] = {"step": torch.tensor(float(self.step), device=device), **moments}
-
-
-def _gradient(param: torch.nn.Parameter) -> torch.Tensor:
-    """Return the gradient of a parameter: zeros where this process had no loss that depends on it."""
-    if param.grad is None:
-        param.grad = torch.zeros_like(param)
-    return param.grad
+        self.optimiser.load(kept, self.step)
 
 
 def _batches(ids: torch.Tensor) -> list[torch.Tensor]:

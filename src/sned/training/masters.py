@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from sned.plans.ops import SetWeight
+from sned.runtime.crew import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sned.models.view import View
     from sned.runtime.context import Context
+    from sned.runtime.crew import Crew
 
 Names = dict[int, list[str]]
 """Parameters by layer, in base coordinates, named relative to the layer."""
@@ -40,6 +42,7 @@ class Masters:
         scale: float = 1.0,
         keep_zeros: bool = False,
         seed: int = 0,
+        crew: Crew = ALONE,
     ) -> None:
         """Prepare to train.
 
@@ -50,25 +53,28 @@ class Masters:
             scale: Of the low-rank update, LoRA's `alpha / rank`.
             keep_zeros: Weights of matrices that are zero stay so.
             seed: Of the random factors of low-rank updates.
+            crew: The processes that train; weights that another one moves are here in the model's own dtype.
         """
         self._view, self._rank, self._scale = view, rank, scale
         self._base = {(layer, name): self._tensor(layer, name) for layer in sorted(names) for name in names[layer]}
         matrices = {key: tensor for key, tensor in self._base.items() if tensor.dim() >= 2}
         self._kept = {key: tensor != 0 for key, tensor in matrices.items()} if keep_zeros else {}
+        owner = crew.owners({f"{layer}.{name}": tensor.numel() for (layer, name), tensor in self._base.items()})
+        self._mine = {key for key, rank in owner.items() if rank == crew.rank}
         generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, nn.Parameter] = {}
         for (layer, name), tensor in self._base.items():
-            for part, values in self._parts(tensor, generator).items():
+            for part, values in self._parts(f"{layer}.{name}", tensor, generator).items():
                 self.parameters[f"{layer}.{name}{part}"] = nn.Parameter(values)
         self._scope = _Scope(view.model)
 
     def _tensor(self, layer: int, name: str) -> torch.Tensor:
         return self._view.layer(layer).get_parameter(name).detach()
 
-    def _parts(self, tensor: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def _parts(self, key: str, tensor: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Return what is trained of one parameter, by suffix: itself, or two factors of which the second is zero."""
         if self._rank is None:
-            return {"": tensor.float().clone()}
+            return {"": (tensor.float() if key in self._mine else tensor).clone()}
         *stack, rows, columns = tensor.shape
         rank = min(self._rank, rows, columns)
         first = (2 * torch.rand(*stack, rank, columns, generator=generator) - 1) / columns**0.5

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _PER_NUMBER = 20
 """Bytes in float32: the number, its gradient, two moments of AdamW, and its best value."""
+_ELSEWHERE = 8
+"""Bytes of a number that another process moves: itself and its gradient."""
 _LOGITS = 256 * 10 * 4
 """Bytes per word: the tokens whose logits exist at a time, times about ten tensors in float32, as was measured."""
 
@@ -50,29 +52,30 @@ class Needs:
         return count
 
 
-def needs(view: View, names: Names, rank: int | None, length: int) -> Needs:
-    """Return what training takes.
+def needs(view: View, names: Names, rank: int | None, length: int, processes: int = 1) -> Needs:
+    """Return what training takes of each process.
 
     Args:
         view: A loaded view.
         names: The parameters that are trained.
         rank: Of low-rank updates; None trains the parameters themselves.
         length: Tokens in a window.
+        processes: How many divide the numbers among themselves.
     """
     windows = windows_together(length)
     first = min(names)
     kept = _kept_for_the_way_back(view, windows, length)
-    layers = {i: kept + _of_numbers(view, i, names.get(i, []), rank) for i in view.layers if i >= first}
+    layers = {i: kept + _of_numbers(view, i, names.get(i, []), rank, processes) for i in view.layers if i >= first}
     return Needs(layers, _LOGITS * view.geometry.vocab)
 
 
-def require_memory(view: View, names: Names, rank: int | None, length: int, free: int) -> None:
+def require_memory(view: View, names: Names, rank: int | None, length: int, free: int, processes: int = 1) -> None:
     """Refuse a training that does not fit into so many free bytes, and say what would.
 
     Raises:
         ConfigError: it does not.
     """
-    need = needs(view, names, rank, length)
+    need = needs(view, names, rank, length, processes)
     if need.total <= free:
         return
     count = need.most_layers(free)
@@ -117,7 +120,7 @@ def require_memory_for_gates(view: View, trained: int, length: int, free: int | 
         )
 
 
-def _of_numbers(view: View, layer: int, names: list[str], rank: int | None) -> int:
+def _of_numbers(view: View, layer: int, names: list[str], rank: int | None, processes: int) -> int:
     """Return the bytes that the trained numbers of a layer take, and the weights that they are turned into."""
     total = 0
     for name in names:
@@ -127,7 +130,8 @@ def _of_numbers(view: View, layer: int, names: list[str], rank: int | None) -> i
         trained = tensor.numel() if rank is None else copies * min(rank, rows, columns) * (rows + columns)
         # what the model runs with in place of a matrix, and its gradient, which waits until all layers are done
         made = 0 if rank is None and tensor.dtype == torch.float32 else 2 * tensor.numel() * tensor.element_size()
-        total += _PER_NUMBER * trained + made
+        elsewhere = 0 if rank is None and made else _ELSEWHERE  # in the model's dtype it is what the model runs with
+        total += (_PER_NUMBER + (processes - 1) * elsewhere) * trained // processes + made
     return total
 
 
