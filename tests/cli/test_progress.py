@@ -60,6 +60,17 @@ def test_lines_tell_start_tenths_and_end(terminal: Terminal, clock: Clock) -> No
     assert lines[-1] == "calibrate: done in 1\u202fmin 40\u202fs"
 
 
+def test_what_was_done_before_says_nothing_of_the_pace(terminal: Terminal, clock: Clock) -> None:
+    """A resumed job begins far ahead; half a minute for each hundredth that is left is what counts."""
+    with Lines(terminal).task("train", 100) as advance:
+        clock.now += 0.1
+        advance(80)
+        for _ in range(20):
+            clock.now += 30
+            advance(1)
+    assert "train 90%, 5\u202fmin 00\u202fs left" in written(terminal)
+
+
 def test_short_tasks_write_two_lines(terminal: Terminal, clock: Clock) -> None:
     with Lines(terminal).task("save", 50) as advance:
         for _ in range(50):

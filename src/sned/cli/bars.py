@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _WORTH_A_LINE = 1.0  # seconds; a task done sooner leaves no trace on a terminal
 _STEPS = 10  # plain lines per task
 _PACE = 2.0  # seconds between two of them, at least
+_AT_ONCE = 0.5  # seconds; what is done sooner was not done now
 
 
 class Quiet(Progress):
@@ -46,11 +47,11 @@ class Lines(Quiet):
 
         def advance(units: int) -> None:
             nonlocal spoken, last
-            watch.done += units
+            watch.advance(units)
             tenth, now = int(_STEPS * watch.share), time.monotonic()
             if spoken < tenth < _STEPS and now - last >= _PACE:
                 spoken, last = tenth, now
-                self.info(f"{label} {watch.share:.0%}, {watch.left} left")
+                self.info(f"{label} {watch.share:.0%}, {watch.left}")
 
         yield advance
         self.info(f"{label}: done in {numbers.duration(watch.elapsed)}")
@@ -83,7 +84,7 @@ class Bars(Quiet):
         self._open.append(number)
 
         def advance(units: int) -> None:
-            watch.done += units
+            watch.advance(units)
             live.update(number, completed=watch.share * max(1, total))
 
         try:
@@ -108,10 +109,20 @@ class Bars(Quiet):
 
 
 class _Watch:
-    """How far a task is, and how long it will take if it goes on like this."""
+    """How far a task is, and how long it will take if it goes on like this.
+
+    What is done at once was known before, as when a job is resumed, and says nothing of the pace.
+    """
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self._start = total, 0, time.monotonic()
+        self._paced = (0.0, 0)  # from when and where on the pace is taken
+
+    def advance(self, units: int) -> None:
+        """Count what was done."""
+        self.done += units
+        if self.elapsed < _AT_ONCE:
+            self._paced = (self.elapsed, self.done)
 
     @property
     def elapsed(self) -> float:
@@ -123,7 +134,13 @@ class _Watch:
 
     @property
     def left(self) -> str:
-        return numbers.duration(self.elapsed * (1 - self.share) / self.share) if self.share else "?"
+        """The time left in words, or as long as there is no pace yet, that gone by."""
+        since, before = self._paced
+        if self.done <= before:
+            return numbers.duration(self.elapsed)
+        return (
+            f"{numbers.duration((self.elapsed - since) * max(0, self.total - self.done) / (self.done - before))} left"
+        )
 
 
 class _Note(ProgressColumn):
@@ -148,5 +165,4 @@ class _Left(ProgressColumn):
     """Time left, from the whole task so far: steps may be minutes apart, too few for a moving average."""
 
     def render(self, task: Task) -> Text:
-        watch = task.fields["watch"]
-        return Text(f"{watch.left} left" if watch.share else numbers.duration(watch.elapsed), style="cyan")
+        return Text(task.fields["watch"].left, style="cyan")
