@@ -138,9 +138,8 @@ class _Watch:
         since, before = self._paced
         if self.done <= before:
             return numbers.duration(self.elapsed)
-        return (
-            f"{numbers.duration((self.elapsed - since) * max(0, self.total - self.done) / (self.done - before))} left"
-        )
+        pace = (self.elapsed - since) / (self.done - before)
+        return f"{numbers.duration(pace * max(0, self.total - self.done))} left"
 
 
 class _Note(ProgressColumn):
