@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from sned.plans.budget import Goal
 from sned.plans.ops import Op
@@ -43,12 +44,15 @@ def policygrad(
     epochs: Epochs = 6,
     masks: Masks = 4,
     batch: Batch = 1,
-    rate: Rate = 0.1,
+    rate: Rate = 0.4,
     baseline: BaselineOption = "others",
     budgets: Annotated[
         Literal["joint", "separate"], "one budget for all, or the same share of attention as of MLPs"
     ] = "joint",
     start: Annotated[Literal["wanda", "even"], "first chances: by Wanda-sp within each axis, or all alike"] = "wanda",
+    sharpness: Annotated[
+        float, Field(gt=0), "start wanda: log-odds of the first chances that a standard deviation of score is worth"
+    ] = 4.0,
     objective: ObjectiveOption = "perplexity",
     repair: RepairOption = None,
 ) -> Iterator[Op]:
@@ -60,9 +64,11 @@ def policygrad(
     Departures: a loss counts against those of the step's other masks, which leaves the gradient unbiased;
     `baseline=moving` is the released one, which contains the losses it is compared with. Chances stay within 1% of
     certainty, for what is never drawn could not come back. Channels stay or go in groups of like Wanda-sp score, so
-    that a few hundred steps tell them apart where the paper takes 15,000; `mlp_group=1` makes them single. Budgets
-    count parameters, every axis keeps something, and ties go to the first. Layers and blocks, which the paper claims
-    and its code lacks, work alike.
+    that a few hundred steps tell them apart where the paper takes 15,000; `mlp_group=1` makes them single. First
+    chances are sharp, so that masks differ in what is in doubt, and their losses tell of that: from soft ones
+    (`sharpness=1`) hundreds of parts move by chance, and what is learned can be worse than the start. Budgets count
+    parameters, every axis keeps something, and ties go to the first. Layers and blocks, which the paper claims and its
+    code lacks, work alike.
     """
     params, parts = goal.params or 0, find_parts(ctx, units, kinds, mlp_group)
     sizes = torch.tensor([part.params for part in parts], dtype=torch.float64)
@@ -70,7 +76,7 @@ def policygrad(
     keep_within(ctx, parts, groups, sizes, params)  # if the budget cannot be met, say so before anything is tried
     stays = 1 - params / float(sizes.sum())
     sizes /= sizes.mean()
-    merits = standardised(parts) if start == "wanda" else torch.zeros_like(sizes)
+    merits = sharpness * standardised(parts) if start == "wanda" else torch.zeros_like(sizes)
     chances = torch.empty_like(sizes)
     for own in groups:
         chances[own] = chances_of(merits[own], sizes[own], stays * float(sizes[own].sum()))
