@@ -77,6 +77,15 @@ def test_work_is_kept_unless_the_same_job_would_fail_again(
     assert bool(list(request_.out.parent.iterdir())) is kept
 
 
+def test_what_an_earlier_run_left_outlives_a_refusal(request_: PlanRequest) -> None:
+    """Such as that memory is short just now."""
+    leave_work(request_, {"seed": 1})
+    with pytest.raises(ConfigError, match="short"), unfinished_work(request_.out, {"seed": 1}, resume=True):
+        raise ConfigError("memory is short")
+    with unfinished_work(request_.out, {"seed": 1}, resume=True) as journal:
+        assert journal.recall("loss", ["a"], never) == 1.5
+
+
 def test_a_model_is_never_replaced_by_its_own_result(tmp_path: Path) -> None:
     model = load(str(save_model_folder(tmp_path / "model", "llama")))
     with pytest.raises(CheckpointError, match="is the model itself"):

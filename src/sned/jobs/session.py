@@ -190,7 +190,7 @@ def unfinished_work(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterat
         shutil.rmtree(folder)
     known = {"sned": __version__, **facts}
     record = folder / "job.json"
-    if record.exists():
+    if resumed := record.exists():
         _require_same(json.loads(record.read_text()), known, folder)
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(known))
@@ -198,8 +198,10 @@ def unfinished_work(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterat
     try:
         yield journal
     except BaseException as error:
-        # what was done serves the same job only, and some errors it would meet again
-        if journal.is_empty or isinstance(error, (BudgetError, ConfigError, NumericalError)):
+        # what was done serves the same job only, and some errors it would meet again; what an earlier run has left
+        # stays, since it did not end so, and memory may be short for a while
+        hopeless = not resumed and isinstance(error, (BudgetError, ConfigError, NumericalError))
+        if journal.is_empty or hopeless:
             shutil.rmtree(folder)
         raise
     shutil.rmtree(folder)
