@@ -60,9 +60,9 @@ class Crew:
         """Return the norm of what all processes have together, given that of what this one has."""
         if self.size == 1:
             return own
-        square = own.double().square()
+        square = own.double().square().cpu()  # where all have it, even one that has nothing
         distributed.all_reduce(square)
-        return square.sqrt().to(own.dtype)
+        return square.sqrt().to(own)
 
     def send(self, tensor: torch.Tensor, source: int = 0) -> None:
         """Put in the place of a tensor what one process has there."""
