@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TEXT = ["--calib", "random", "--calib-tokens", "4096", "--seq-len", "512", "--eval", "random", "--eval-tokens", "1024"]
 HEAL = ["--train", "full", "--lr", "0.002", "--batch", "6", "--epochs", "2"]
 """Three batches in a step, which two processes share unevenly."""
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def test_two_processes_train_the_model_that_one_does(tmp_path: Path) -> None:
@@ -34,8 +35,18 @@ def test_two_processes_train_the_model_that_one_does(tmp_path: Path) -> None:
         == 0
     )
     assert main(["heal", str(tmp_path / "cut"), *TEXT, *HEAL, "-o", str(tmp_path / "alone"), "--quiet"]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sned"]
-    together = [*launch, "heal", str(tmp_path / "cut"), *TEXT, *HEAL, "-o", str(tmp_path / "together"), "--json"]
+    together = [
+        *TWO,
+        "-m",
+        "sned",
+        "heal",
+        str(tmp_path / "cut"),
+        *TEXT,
+        *HEAL,
+        "-o",
+        str(tmp_path / "together"),
+        "--json",
+    ]
     done = subprocess.run(together, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     (mine,) = json.loads(done.stdout)["training"]  # one document: one process alone speaks
@@ -109,9 +120,8 @@ with joined() as crew:
 def test_each_process_keeps_its_share_and_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Full weights of the other process are in the model's own dtype, without moments; low-rank factors in float32."""
     (tmp_path / "script.py").write_text(SHARED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [*launch, str(tmp_path / "script.py"), str(tmp_path)]
+    command = [*TWO, str(tmp_path / "script.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
 

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from kit.shell import ENVIRONMENT, FP32, REAL, generates_without_sned, sned
+from kit.shell import ENVIRONMENT, FP32, REAL, generates_without_sned, prune_demo, sned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,11 +19,8 @@ pytestmark = REAL
 
 def test_blocks_leave_a_model_that_runs_without_sned(tmp_path: Path) -> None:
     out = tmp_path / "blocks"
-    sned(
-        "prune", "demo", "-m", "blockpruner", "--blocks", "2", "--types", "mha", "--search", "racing",
-        "--calib-tokens", "512", "--seq-len", "256", "--eval-tokens", "1024", "--no-speed", *FP32, "-o", out,
-    )  # fmt: skip
-    report = json.loads((out / "sned" / "report.json").read_text())
+    asked = ["--blocks", "2", "--types", "mha", "--search", "racing"]
+    report = prune_demo(out, "-m", "blockpruner", *asked, "--calib-tokens", "512", "--seq-len", "256")
     steps = report["search"]["steps"]
     assert len({step["cut"] for step in steps}) == 2
     assert steps[-1]["params"] == report["model"]["params"]["pruned"] < report["model"]["params"]["dense"]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from kit.shell import ENVIRONMENT, FP32, REAL, sned
+from kit.shell import ENVIRONMENT, FP32, REAL, prune_demo, sned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,11 +40,7 @@ def zeros_without_sned(folder: Path) -> list[int]:
 
 def test_a_share_of_the_weights_is_zero_to_the_last_one(tmp_path: Path) -> None:
     out = tmp_path / "sparse"
-    sned(
-        "prune", "demo", "-m", "wanda", "--sparsity", "50%", "--allocate", "owl", *TEXT, *FP32,
-        "--eval-tokens", "1024", "--no-speed", "-o", out,
-    )  # fmt: skip
-    report = json.loads((out / "sned" / "report.json").read_text())
+    report = prune_demo(out, "-m", "wanda", "--sparsity", "50%", "--allocate", "owl", *TEXT)
     found = report["sparsity"]
     assert (found["zeros"], found["of"]) == (WEIGHTS // 2, WEIGHTS)
     assert report["model"]["params"]["pruned"] == report["model"]["params"]["dense"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
-from kit.shell import FP32, REAL, generates_without_sned, sned
+from kit.shell import REAL, generates_without_sned, prune_demo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,11 +19,8 @@ STEP = 64 * 3 * 576
 
 def test_gates_learn_a_structure_that_runs_without_sned(tmp_path: Path) -> None:
     out = tmp_path / "routed"
-    sned(
-        "prune", "demo", "-m", "displlm", "--remove", "20%", "--remove-of", "body", "--epochs", "1",
-        "--calib-tokens", "1024", "--seq-len", "256", "--eval-tokens", "1024", "--no-speed", *FP32, "-o", out,
-    )  # fmt: skip
-    report = json.loads((out / "sned" / "report.json").read_text())
+    asked = ["--remove", "20%", "--remove-of", "body", "--epochs", "1"]
+    report = prune_demo(out, "-m", "displlm", *asked, "--calib-tokens", "1024", "--seq-len", "256")
     removed = report["model"]["params"]["dense"] - report["model"]["params"]["pruned"]
     assert 0.2 * BODY <= removed < 0.2 * BODY + STEP
     (chance,) = report["baselines"]

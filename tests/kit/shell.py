@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,6 +32,12 @@ def sned(*arguments: str | Path, check: int = 0) -> subprocess.CompletedProcess[
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == check, done.stderr[-3000:]
     return done
+
+
+def prune_demo(out: Path, *arguments: str) -> dict[str, Any]:
+    """Prune the real model into a folder, judge it on 1,024 tokens, and return its report."""
+    sned("prune", "demo", *arguments, "--eval-tokens", "1024", "--no-speed", *FP32, "-o", out)
+    return json.loads((out / "sned" / "report.json").read_text())
 
 
 _BARE = """

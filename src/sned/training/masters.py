@@ -60,7 +60,7 @@ class Masters:
         matrices = {key: tensor for key, tensor in self._base.items() if tensor.dim() >= 2}
         self._kept = {key: tensor != 0 for key, tensor in matrices.items()} if keep_zeros else {}
         owner = crew.owners({f"{layer}.{name}": tensor.numel() for (layer, name), tensor in self._base.items()})
-        self._mine = {key for key, rank in owner.items() if rank == crew.rank}
+        self._mine = {key for key, process in owner.items() if process == crew.rank}
         generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, nn.Parameter] = {}
         for (layer, name), tensor in self._base.items():
