@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -94,6 +95,9 @@ def joined() -> Iterator[Crew]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # Imported later, its default arguments hold the group beyond its end, and the group's threads then meet an
+    # interpreter that is shutting down: now and then the process aborts (torch 2.13).
+    import_module("torch.distributed.nn.functional")
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Crew(distributed.get_rank(), distributed.get_world_size())
