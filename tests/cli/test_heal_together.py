@@ -28,7 +28,7 @@ HEAL = ["--train", "full", "--lr", "0.002", "--batch", "6", "--epochs", "2"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def test_two_processes_train_the_model_that_one_does(tmp_path: Path) -> None:
+def test_two_processes_that_share_the_models_train_what_one_does(tmp_path: Path) -> None:
     model = save_model_folder(tmp_path / "dense", "llama")
     assert (
         main(["prune", str(model), "-m", "deepest", "--layers", "2", *TEXT, "-o", str(tmp_path / "cut"), "--quiet"])
@@ -45,6 +45,7 @@ def test_two_processes_train_the_model_that_one_does(tmp_path: Path) -> None:
         *HEAL,
         "-o",
         str(tmp_path / "together"),
+        "--shard",
         "--json",
     ]
     done = subprocess.run(together, capture_output=True, text=True, timeout=300, check=False)
@@ -65,16 +66,19 @@ def test_two_processes_train_the_model_that_one_does(tmp_path: Path) -> None:
 
 SHARED = """
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 import torch
 from kit.planning import Kill, Messages
-from kit.planted import idle_layers
+from kit.planted import idle_layers, streamed_view
 from kit.tiny import make_model, tokens
 from sned.models.view import View
 from sned.runtime import journal as journals
-from sned.runtime.crew import joined
+from sned.runtime.crew import ALONE, joined
 from sned.runtime.journal import Journal
+from sned.runtime.shares import SharedSource, shared
 from sned.runtime.sweep import Cost
 from sned.training.loop import fit
 from sned.training.masters import Masters, all_matrices, all_parameters
@@ -82,38 +86,52 @@ from sned.training.schedule import Schedule
 from sned.training.tasks import ModelTask
 
 journals.SAVE_EVERY_SECONDS = 0.0
-place, text, held_out = Path(sys.argv[1]), tokens(12, 512, seed=3), tokens(4, 512, seed=4)
+place, text, held_out = Path(sys.argv[1]), tokens(12, 512, seed=3), tokens(2, 512, seed=4)
 
-def train(crew, rank, folder, progress):
-    view = View(idle_layers(make_model("llama").bfloat16(), [2]))
-    names = (all_matrices if rank else all_parameters)(view, [1, 3])
-    masters = Masters(view, names, rank=rank, crew=crew)
-    task = ModelTask(masters, view, "kl", View(make_model("llama").bfloat16()), Cost())
-    schedule = Schedule(batch=4, epochs=2, lr=0.01, evaluations=3)
-    journal = Journal(place / f"{folder}-{rank}") if crew.leads else Journal()
-    return fit(task, text, held_out, schedule, journal=journal, key=[], progress=progress, crew=crew), masters
+def train(crew, rank, shares, folder=None, progress=None):
+    if shares:
+        view, teacher = streamed_view("llama"), streamed_view("llama", seed=1)
+    else:
+        view, teacher = View(make_model("llama").bfloat16()), View(make_model("llama", seed=1).bfloat16())
+    with shared(crew, view) if shares else nullcontext(), shared(crew, teacher) if shares else nullcontext():
+        names = (all_matrices if rank else all_parameters)(view, [1, 3])
+        masters = Masters(view, names, rank=rank, crew=crew)
+        task = ModelTask(masters, view, "kl", teacher, Cost())
+        schedule = Schedule(batch=6, lr=0.01, evaluations=2)  # three batches in a step, two processes
+        journal = Journal(place / folder) if crew.leads and folder else Journal()
+        found = fit(task, text, held_out, schedule, journal=journal, key=[], progress=progress or Messages(), crew=crew)
+        values = {(i, name): value.detach() for i in masters.layers for name, value in masters.weights(i).items()}
+        if shares and crew.size > 1:
+            assert view.source.held == teacher.source.held  # three of five layers, or two
+            every = sum(p.numel() * 4 for layer in view.layers.values() for p in layer.parameters())
+            assert abs(view.source.held / every - (3 - crew.rank) / 5) < 0.01, view.source.held
+    return found, values, masters.parameters.values()
 
 with joined() as crew:
-    for rank in (None, 4):
-        straight, masters = train(crew, rank, "straight", Messages())
+    for rank, shares in ((None, False), (4, False), (None, True), (4, True)):
+        straight, values, params = train(crew, rank, shares)
         assert straight.held_out[1] < straight.held_out[0], straight
+        alone, _, _ = train(ALONE, rank, shares)
+        for row, other in zip(straight.curve, alone.curve, strict=True):
+            assert row[3] == pytest.approx(other[3], rel=1e-4 if shares else 1e-2), (rank, shares)
+        folder = f"{rank}-{shares}"
         try:
-            train(crew, rank, "broken", Kill(4))
+            train(crew, rank, shares, folder, Kill(1))
             raise SystemExit("it was not killed")
         except KeyboardInterrupt:
             pass
-        resumed, again = train(crew, rank, "broken", Messages())
+        resumed, again, _ = train(crew, rank, shares, folder)
         assert repr(resumed) == repr(straight)
-        for where in masters.trained:
-            value = masters.values(*where).detach()
-            assert torch.equal(value, again.values(*where))
+        for where, value in values.items():
+            assert torch.equal(value, again[where])
             theirs = value.clone()
             crew.send(theirs)
             assert torch.equal(value, theirs), where
-        params = masters.parameters.values()
-        own, total = sum(p.numel() for p in params if p.dtype == torch.float32), sum(p.numel() for p in params)
+        own = sum(p.numel() for p in params if p.dtype == torch.float32 and not p.is_meta)
+        total = sum(p.numel() for p in params)
         largest = max(p.numel() for p in params)
         assert own == total if rank else abs(own - total / 2) <= largest / 2, (own, total)
+        assert any(p.is_meta for p in params) is (shares and not rank)
 
 threads = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]
 assert not [name for name in threads if "gloo" in name], "threads that outlive the group can abort the process"
@@ -121,7 +139,10 @@ assert not [name for name in threads if "gloo" in name], "threads that outlive t
 
 
 def test_each_process_keeps_its_share_and_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """Full weights of the other process are in the model's own dtype, without moments; low-rank factors in float32."""
+    """Full weights of the other process are in the model's own dtype, without moments; low-rank factors in float32.
+
+    Where the models are held in shares, each process has its layers alone, and full weights of the other nowhere.
+    """
     (tmp_path / "script.py").write_text(SHARED)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [*TWO, str(tmp_path / "script.py"), str(tmp_path)]
@@ -150,6 +171,6 @@ def test_every_batch_is_somebodys() -> None:
     for n in range(7):
         for size in (1, 2, 3, 5):
             shares = [Crew(rank, size).share(list(range(n))) for rank in range(size)]
-            assert sorted(item for share in shares for item in share) == list(range(n))
-            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+            assert sorted(item for share in shares for item, counts in share if counts) == list(range(n))
+            assert len({len(share) for share in shares}) == 1, "all have as much to do"
     assert ALONE.heed({"a": 1}) == {"a": 1}

@@ -9,7 +9,7 @@ import torch
 from kit.compare import assert_same_logits, logits
 from kit.planning import Kill, Messages, plan_on
 from kit.planted import spoken_by, streamed_view
-from kit.tiny import FAMILY_NAMES, make_model
+from kit.tiny import FAMILY_NAMES, LAYERS, make_model
 
 from sned.errors import ConfigError
 from sned.models.view import View
@@ -17,8 +17,11 @@ from sned.plans.ops import Keep, SetWeight
 from sned.runtime import journal as journals
 from sned.runtime.context import Context
 from sned.runtime.journal import Journal
+from sned.runtime.sweep import Cost
 from sned.training.healing import Healing, heal
+from sned.training.masters import Masters, all_matrices
 from sned.training.schedule import Schedule
+from sned.training.tasks import Predictions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +46,8 @@ def healed(
     ctx = Context(view, dense, text, journal=Journal(folder), progress=progress or Messages())
     ctx.tensors, ctx.ops = dict(plan.tensors), list(plan.ops)
     ops: list[Op] = []
-    for op in heal(ctx, Healing(**{"schedule": SCHEDULE} | given)):
+    recompute = given.pop("recompute", False)
+    for op in heal(ctx, Healing(**{"schedule": SCHEDULE} | given), recompute=recompute):
         op.apply(view, ctx.tensors)
         ops.append(op)
     return view, ctx, ops
@@ -160,6 +164,39 @@ def test_what_does_not_help_changes_nothing() -> None:
     assert_same_logits(logits(view.model), logits(pruned.model), exact=True)
 
 
-def test_a_streamed_model_is_not_trained() -> None:
-    with pytest.raises(ConfigError, match="in memory"):
-        healed("llama", cut("llama"), view=streamed_view("llama"))
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gemma2"])
+@pytest.mark.parametrize(
+    "given", [{"train": "lora"}, {"train": "full", "keep_zeros": True}, {"train": "full", "last": 2}]
+)
+def test_layers_that_run_again_or_are_read_when_needed_learn_the_same(name: str, given: dict[str, Any]) -> None:
+    """To the bit: what a layer keeps for the way back, and where its weights are until then, changes no number."""
+    plan = cut(name)
+    kept, ctx, _ = healed(name, plan, **given)
+    assert gained(ctx) > 0
+    again, _, _ = healed(name, plan, recompute=True, **given)
+    assert_same_logits(logits(again.model), logits(kept.model), exact=True)
+    streamed, _, _ = healed(name, plan, view=streamed_view(name), **given)
+    for layer in kept.layers:
+        with streamed.materialised(layer) as block:
+            for param, value in kept.layer(layer).named_parameters():
+                assert torch.equal(block.get_parameter(param), value), (layer, param)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputing_keeps_only_what_enters_a_layer(recompute: bool) -> None:
+    """Counted as autograd saves it, on the way forward."""
+    view, seen = View(make_model("llama")), dict[int, int]()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    masters = Masters(view, all_matrices(view, view.layers), rank=2)
+    model = Predictions(view, Cost(), masters, recompute=recompute)
+    ids = MUCH.ids[:64]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model.hidden(ids)
+    entering = ids.numel() * view.geometry.hidden * 4
+    assert (sum(seen.values()) <= LAYERS * entering) is recompute
+    assert out.requires_grad

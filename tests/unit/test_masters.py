@@ -6,6 +6,7 @@ import pytest
 import torch
 from kit.tiny import FAMILY_NAMES, make_model, tokens
 
+from sned.models.forward import LayerRunner
 from sned.models.view import View
 from sned.training.masters import Masters, all_matrices, all_parameters
 
@@ -13,7 +14,11 @@ IDS = tokens(1, 8).ids
 
 
 def run(view: View, masters: Masters) -> torch.Tensor:
-    return masters.run(lambda: view.model(IDS, use_cache=False).logits)
+    runner = LayerRunner(view)
+    hidden = runner.enter(IDS)
+    for layer in view.active:
+        hidden = masters.run(runner, layer, hidden)
+    return runner.leave(IDS, hidden)
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
@@ -38,8 +43,9 @@ def test_what_is_trained_is_what_is_saved(name: str, rank: int | None) -> None:
     out.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in masters.parameters.values())
     assert all(torch.equal(before[key], tensor) for key, tensor in view.model.state_dict().items())
-    for layer, param in masters.trained:
-        view.layer(layer).get_parameter(param).data = masters.values(layer, param).detach()
+    for layer in masters.layers:
+        for param, value in masters.weights(layer).items():
+            view.layer(layer).get_parameter(param).data = value.detach()
     assert torch.equal(view.model(IDS, use_cache=False).logits, out)
 
 
@@ -50,7 +56,7 @@ def test_a_low_rank_update_has_that_rank() -> None:
     for param in masters.parameters.values():
         param.data.normal_()
     for name in names[2]:
-        update = masters.values(2, name) - view.layer(2).get_parameter(name)
+        update = masters.weights(2)[name] - view.layer(2).get_parameter(name)
         a, b = masters.parameters[f"2.{name}.A"], masters.parameters[f"2.{name}.B"]
         torch.testing.assert_close(update, 2 * b @ a, rtol=1e-4, atol=1e-5)
         assert torch.linalg.matrix_rank(update.double(), rtol=1e-4) == 3
@@ -66,11 +72,11 @@ def test_zeros_stay_zeros(rank: int | None) -> None:
     )
     for param in masters.parameters.values():
         param.data -= 1
-    value = masters.values(1, "mlp.up_proj.weight")
+    value = masters.weights(1)["mlp.up_proj.weight"]
     assert torch.equal(value == 0, weight == 0)
     assert not value[::2].signbit().any()
     if rank is None:  # a bias or a norm that happens to be zero is no pruned weight
-        assert (masters.values(1, "mlp.up_proj.bias") != 0).all()
+        assert (masters.weights(1)["mlp.up_proj.bias"] != 0).all()
 
 
 @pytest.mark.parametrize("rank", [None, 4])
@@ -80,7 +86,7 @@ def test_a_share_of_the_change(rank: int | None) -> None:
     masters = Masters(view, {0: ["mlp.up_proj.weight"]}, rank=rank)
     for param in masters.parameters.values():
         param.data.normal_()
-    none, half, all_ = (masters.scaled(0, "mlp.up_proj.weight", share) for share in (0.0, 0.5, 1.0))
+    none, half, all_ = (masters.scaled(0, share)["mlp.up_proj.weight"] for share in (0.0, 0.5, 1.0))
     assert torch.equal(none, base)
-    assert torch.equal(all_, masters.values(0, "mlp.up_proj.weight"))
+    assert torch.equal(all_, masters.weights(0)["mlp.up_proj.weight"])
     torch.testing.assert_close(half, (base + all_) / 2)

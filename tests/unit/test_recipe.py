@@ -210,7 +210,6 @@ def test_the_place_of_the_result_can_be_named_apart(read: Callable[..., Recipe])
         ("heal.lr=0", "recipe.yaml: stages.2.heal.lr: "),
         ("heal.train=half", "recipe.yaml: stages.2.heal.train: "),
         ("heal.calibration.sources=[wiki]", "recipe.yaml: stages.2.heal: 'wiki' is not a source"),
-        ("stream=on", "recipe.yaml: stages.2.heal: training needs the model whole in memory"),
         ("eval.tasks=[choices, choices]", "recipe.yaml: stages.3.eval: choices is named twice"),
         ("eval.tasks=[]", "recipe.yaml: stages.3.eval.tasks: "),
         ("eval.evaluation.tokens=5", "stages.3.eval.evaluation.tokens: there is no such key here"),

@@ -57,8 +57,8 @@ def test_it_learns_and_keeps_the_best() -> None:
     assert found.curve[-1][1] == TEXT.n_tokens * SCHEDULE.epochs
     assert found.best == min(found.curve, key=lambda row: row[3])[0]
     dense, student = pair()
-    for layer, name in masters.trained:
-        student.layer(layer).get_parameter(name).data = masters.values(layer, name).detach()
+    for name, value in masters.weights(1).items():
+        student.layer(1).get_parameter(name).data = value.detach()
     again = Masters(student, all_parameters(student, [1]))
     (loss,) = SpanTask(again, dense, student, (1, 3), [1], "nmse", Cost()).losses([HELD_OUT.ids], None)
     assert float(loss.detach()) == pytest.approx(best, rel=1e-5)
@@ -68,14 +68,19 @@ def test_no_token_looks_ahead() -> None:
     """What is trained sees what it will see when it is used: a token changes nothing before it."""
     dense, student = View(make_model("llama")), View(make_model("llama"))
     task = SpanTask(Masters(student, all_parameters(student, [1])), dense, student, (1, 3), [1], "nmse", Cost())
-    seen: list[torch.Tensor] = []
-    task._judge = lambda states, _: seen.append(task._student.layer(1, states)) or torch.zeros(())  # type: ignore
-    ids = HELD_OUT.ids[:1].clone()
-    list(task.losses([ids], None))
-    ids[0, 9] += 1
-    list(task.losses([ids], None))
-    assert torch.equal(seen[0][:, :9], seen[1][:, :9])
-    assert not torch.equal(seen[0][:, 9:], seen[1][:, 9:])
+    made: list[torch.Tensor] = []
+    student.layer(1).register_forward_hook(lambda _module, _args, out: made.append(out))
+
+    def seen(ids: torch.Tensor) -> torch.Tensor:
+        list(task.losses([ids], None))
+        return made[-1]
+
+    ids = HELD_OUT.ids[:1]
+    other = ids.clone()
+    other[0, 9] += 1
+    first, second = seen(ids), seen(other)
+    assert torch.equal(first[:, :9], second[:, :9])
+    assert not torch.equal(first[:, 9:], second[:, 9:])
 
 
 @pytest.mark.parametrize("after", [0, 3, 11, 23])
@@ -100,7 +105,7 @@ def test_what_diverges_stops_and_gives_back_the_best(tmp_path: Path) -> None:
     assert found.best == 0
     assert "diverged" in messages.warnings[0]
     _, view = pair()
-    assert all(torch.equal(masters.values(*place), view.layer(1).get_parameter(place[1])) for place in masters.trained)
+    assert all(torch.equal(value, view.layer(1).get_parameter(name)) for name, value in masters.weights(1).items())
     again, _ = train(tmp_path, wild)
     assert repr(again) == repr(found)
 
@@ -112,7 +117,7 @@ def test_a_loss_that_is_not_finite_ends_it() -> None:
 
         def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
             for _ in batches:
-                value = self.masters.values(1, "mlp.up_proj.weight").square().mean()
+                value = self.masters.weights(1)["mlp.up_proj.weight"].square().mean()
                 yield value * math.nan if step == 2 else value
 
     found = fit(Broken(), TEXT, HELD_OUT, SCHEDULE, journal=Journal(), key=[], progress=(messages := Messages()))
@@ -130,7 +135,7 @@ def test_it_ends_early_when_nothing_gets_better() -> None:
         def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
             start = make_model("llama").model.layers[1].mlp.up_proj.weight.detach()
             for _ in batches:
-                yield 1 + (self.masters.values(1, "mlp.up_proj.weight") - start).square().mean()
+                yield 1 + (self.masters.weights(1)["mlp.up_proj.weight"] - start).square().mean()
 
     schedule = Schedule(batch=1, lr=1e-3, evaluations=24, patience=2)
     found = fit(Done(), TEXT, HELD_OUT, schedule, journal=Journal(), key=[], progress=Messages())

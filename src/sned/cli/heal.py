@@ -106,6 +106,24 @@ _KeepZeros = Annotated[
         show_default=False,
     ),
 ]
+_Recompute = Annotated[
+    bool,
+    typer.Option(
+        "--recompute",
+        metavar="",
+        help="Keep only what enters each layer, and run it again on the way back: less memory, a third more time.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+_Shard = Annotated[
+    bool,
+    typer.Option(
+        "--shard",
+        metavar="",
+        help="Several processes: each holds some layers of the models, and sends them to the others as they run.",
+        rich_help_panel=_TRAINING,
+    ),
+]
 _Tokens = Annotated[
     int | None,
     typer.Option(
@@ -133,6 +151,8 @@ def heal(
     batch: _Batch = 4,
     first_share: _FirstShare = 1.0,
     keep_zeros: _KeepZeros = None,
+    recompute: _Recompute = False,
+    shard: _Shard = False,
     calib: options.Calib = ["builtin"],  # noqa: B006 - typer shows it in the help, and nothing changes it
     calib_tokens: _Tokens = None,
     seq_len: options.SeqLen = 1024,
@@ -142,6 +162,7 @@ def heal(
     seed: options.Seed = 0,
     dtype: options.DType = "auto",
     device: options.Device = "auto",
+    stream: options.Stream = "auto",
     trust_inferred: options.TrustInferred = False,
     resume: options.Resume = True,
     overwrite: options.Overwrite = False,
@@ -161,7 +182,7 @@ def heal(
     rank, alpha = low_rank(train, rank, alpha)
     request = HealRequest(
         pruned=pruned,
-        load=LoadRequest(base or "", dtype, device, "off", trust_inferred),
+        load=LoadRequest(base or "", dtype, device, stream, trust_inferred),
         out=out,
         healing=Healing(
             train=train,
@@ -173,6 +194,8 @@ def heal(
             schedule=Schedule(batch=batch, epochs=epochs, lr=TRAINING_RATES[train] if lr is None else lr),
         ),
         keep_zeros=keep_zeros,
+        recompute=recompute,
+        shard=shard,
         text=requests.text(calib, calib_tokens, seq_len, "calib"),
         evaluation=requests.text(evaluation, eval_tokens, seq_len, "eval"),
         allow_overlap=allow_overlap,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sned.checkpoint.folders import atomic_folder, check_output
-from sned.errors import CheckpointError, PlanError
+from sned.errors import CheckpointError, ConfigError, PlanError
 from sned.evaluation.quality import Quality, measure_quality
 from sned.jobs import compose
 from sned.jobs.prune import write_output
@@ -29,12 +29,13 @@ from sned.plans.store import find_plan, load_plan
 from sned.runtime.context import Context
 from sned.runtime.crew import ALONE, Crew
 from sned.runtime.journal import Journal
+from sned.runtime.shares import shared
 from sned.training.healing import heal as healing_ops
 
 if TYPE_CHECKING:
     from sned.checkpoint.model import Model
     from sned.data.tokens import Tokens
-    from sned.jobs.request import HealRequest
+    from sned.jobs.request import HealRequest, LoadRequest
     from sned.progress import Progress
     from sned.report.schema import Report
 
@@ -51,6 +52,7 @@ def heal(request: HealRequest, progress: Progress, crew: Crew = ALONE) -> Report
         SnedError: any other; the output is then whole or absent.
     """
     session = Session(Recorder(progress))
+    request = replace(request, load=_held(request, crew))
     check_output(request.out, overwrite=request.overwrite)
     if request.out.expanduser().resolve() == request.pruned.expanduser().resolve():
         raise CheckpointError(f"{request.out} is the model to heal itself", hint="choose another --out")
@@ -73,7 +75,7 @@ def heal(request: HealRequest, progress: Progress, crew: Crew = ALONE) -> Report
         healed = before.with_view(before.view.fork())
         with session.phase("train"):
             made = _train(request, plan, dense, healed, text, journal, session, crew)
-        if not crew.leads:
+        if made is None:
             return None
         known = compose.heading(
             dense,
@@ -92,6 +94,24 @@ def heal(request: HealRequest, progress: Progress, crew: Crew = ALONE) -> Report
             evaluation.save(folder / "sned" / "evaluation.safetensors")
             session.progress.write(folder / "sned" / "log.jsonl")
     return report
+
+
+def _held(request: HealRequest, crew: Crew) -> LoadRequest:
+    """Return how to hold the models: in shares they are read layer by layer; processes together decide alike.
+
+    Raises:
+        ConfigError: there is nobody to share with, or they are to be whole.
+    """
+    stream = request.load.stream
+    if request.shard and crew.size == 1:
+        raise ConfigError(
+            "one process holds the models whole", hint="start several: torchrun --nproc-per-node 2 -m sned heal ..."
+        )
+    if request.shard and stream == "off":
+        raise ConfigError("models in shares are read layer by layer", hint="leave out --stream off, or --shard")
+    if crew.size > 1 and stream == "auto":
+        stream = "on" if request.shard else "off"
+    return replace(request.load, stream=stream)
 
 
 def _plan_of(folder: Path) -> Plan:
@@ -146,13 +166,19 @@ def _train(
     journal: Journal,
     session: Session,
     crew: Crew,
-) -> Plan:
-    """Train the view of a pruned model, and return its plan with the stage that does the same."""
+) -> Plan | None:
+    """Train the view of a pruned model, and return its plan with the stage that does the same; None if others lead."""
     ctx = Context(healed.view, dense.view, text, request.seed, journal, session.progress, session.cost, crew=crew)
     ctx.tensors, ctx.ops = dict(plan.tensors), list(plan.ops)
-    for op in healing_ops(ctx, request.healing, free_memory(ctx.view.device)):
-        op.apply(ctx.view, ctx.tensors)
-        ctx.ops.append(op)
+    with shared(crew, dense.view, healed.view) if request.shard else nullcontext():
+        for op in healing_ops(ctx, request.healing, free_memory(ctx.view.device), recompute=request.recompute):
+            if crew.leads:
+                op.apply(ctx.view, ctx.tensors)
+                ctx.ops.append(op)
+            else:
+                ctx.tensors.clear()
+    if not crew.leads:
+        return None
     own = tuple(ctx.ops[len(plan.ops) :])
     options = {"seed": request.seed, **asdict(request.healing)}
     stage = Stage(method="heal", options=options, ops=own, scores=ctx.scores)

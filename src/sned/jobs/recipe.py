@@ -149,6 +149,7 @@ class HealStage(_Stage):
     batch: Count = 4
     first_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     keep_zeros: bool | None = None
+    recompute: bool = False
 
 
 class EvalStage(_Strict):

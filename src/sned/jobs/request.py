@@ -120,6 +120,10 @@ class HealRequest:
     healing: Healing
     keep_zeros: bool | None = None
     """Whether zeros among the weights stay; None: if the plan was asked to make some."""
+    recompute: bool = False
+    """Whether layers run again on the way back, instead of keeping all that they computed."""
+    shard: bool = False
+    """Whether several processes hold the models together."""
     text: TextRequest = field(default_factory=TextRequest)
     evaluation: TextRequest = field(default_factory=TextRequest)
     allow_overlap: bool = False

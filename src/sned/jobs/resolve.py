@@ -127,8 +127,6 @@ def _later(recipe: Recipe, stage: Stage, texts: Mapping[Role, Text]) -> Stage:
 
 
 def _healing(recipe: Recipe, body: HealStage, texts: Mapping[Role, Text]) -> HealStage:
-    if recipe.stream == "on":
-        raise ConfigError("training needs the model whole in memory", hint="leave out stream: on")
     update: dict[str, Any] = {"lr": TRAINING_RATES[body.train] if body.lr is None else body.lr}
     update["rank"], update["alpha"] = low_rank(body.train, body.rank, body.alpha)
     usual: dict[Role, int] = {"calibration": TRAINING_TOKENS, "evaluation": EVALUATION_TOKENS}

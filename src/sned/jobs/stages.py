@@ -64,7 +64,7 @@ def heal_stage(recipe: Recipe, body: HealStage, pruned: Path, out: Path, command
     assert body.lr is not None  # noqa: S101 - a recipe that is carried out is complete
     request = HealRequest(
         pruned=pruned,
-        load=replace(recipe.load, stream="off"),
+        load=recipe.load,
         out=out,
         healing=Healing(
             train=body.train,
@@ -76,6 +76,7 @@ def heal_stage(recipe: Recipe, body: HealStage, pruned: Path, out: Path, command
             schedule=Schedule(batch=body.batch, epochs=body.epochs, lr=body.lr),
         ),
         keep_zeros=body.keep_zeros,
+        recompute=body.recompute,
         text=recipe.text("calibration", body).request(),
         evaluation=recipe.text("evaluation", body).request(),
         allow_overlap=recipe.allow_overlap,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -22,8 +21,6 @@ from sned.training.schedule import Schedule
 from sned.training.tasks import ModelTask, SpanTask, Task
 
 if TYPE_CHECKING:
-    import torch
-
     from sned.training.losses import StateLoss
 
 
@@ -113,18 +110,15 @@ def _choose(ctx: Context, made: Replacement, cuts: list[Cut]) -> tuple[Cut, list
     return cuts[best], candidates[best]
 
 
-def _train(ctx: Context, names: Names, span: Cut, loss: Any, schedule: Schedule) -> dict[tuple[int, str], torch.Tensor]:
+def _train(ctx: Context, names: Names, span: Cut, loss: Any, schedule: Schedule) -> Masters:
     """Return the parameters after training; `ctx.scores["training"]` keeps how it went."""
     key: list[Any] = [*ctx.state(None), list(span), loss, {str(i): own for i, own in names.items()}]
-    with ExitStack() as held:
-        for layer in names:
-            held.enter_context(ctx.view.materialised(layer))
-        masters = Masters(ctx.view, names)
-        task: Task
-        if loss in ("kl", "ce"):
-            task = ModelTask(masters, ctx.view, loss, ctx.dense, ctx.cost)
-        else:
-            near: StateLoss = loss
-            task = SpanTask(masters, ctx.dense, ctx.view, span, list(names), near, ctx.cost)
-        train(ctx, task, loss, schedule, key)
-        return {place: masters.values(*place).detach() for place in masters.trained}
+    masters = Masters(ctx.view, names)
+    task: Task
+    if loss in ("kl", "ce"):
+        task = ModelTask(masters, ctx.view, loss, ctx.dense, ctx.cost)
+    else:
+        near: StateLoss = loss
+        task = SpanTask(masters, ctx.dense, ctx.view, span, list(names), near, ctx.cost)
+    train(ctx, task, loss, schedule, key)
+    return masters

@@ -95,6 +95,20 @@ class View:
         return self._source is not None
 
     @property
+    def source(self) -> LayerSource | None:
+        """What supplies the layers; None where they are in memory."""
+        return self._source
+
+    @contextmanager
+    def supplied(self, source: LayerSource) -> Iterator[None]:
+        """Read the base tensors of a streamed view's layers from elsewhere for the duration of the context."""
+        before, self._source = self._source, source
+        try:
+            yield
+        finally:
+            self._source = before
+
+    @property
     def device(self) -> torch.device:
         """Where the embeddings are, and so where tokens must go."""
         return self._embeddings.device

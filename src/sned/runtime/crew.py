@@ -32,9 +32,15 @@ class Crew:
         """Whether this process is the one that reads and writes files and talks to the user."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> list[T]:
-        """Return those of some items that this process takes care of."""
-        return list(items[self.rank :: self.size])
+    def share(self, items: Sequence[T]) -> list[tuple[T, bool]]:
+        """Return those of some items that this process takes care of, as many as any other, and whether each counts.
+
+        One that does not is a repetition, so that all processes have as much to do together.
+        """
+        return [
+            (items[place] if (counts := place < len(items)) else items[0], counts)
+            for place in range(self.rank, -(-len(items) // self.size) * self.size, self.size)
+        ]
 
     def owners(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """Return which process takes care of each of some things, so that all have about as much: the largest first."""
@@ -70,12 +76,12 @@ class Crew:
         if self.size > 1:
             distributed.broadcast(tensor, source)
 
-    def heed(self, value: T) -> T:
-        """Return what the leading process gives here; what the others give does not count."""
+    def heed(self, value: T, source: int = 0) -> T:
+        """Return what one process gives here; what the others give does not count."""
         if self.size == 1:
             return value
         told = [value]
-        distributed.broadcast_object_list(told)
+        distributed.broadcast_object_list(told, source)
         return told[0]
 
 

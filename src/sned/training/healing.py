@@ -67,7 +67,7 @@ def low_rank(train: Trained, rank: int | None, alpha: float | None) -> tuple[int
     return None, None
 
 
-def heal(ctx: Context, healing: Healing, free: int | None = None) -> Iterator[Op]:
+def heal(ctx: Context, healing: Healing, free: int | None = None, *, recompute: bool = False) -> Iterator[Op]:
     """Yield new values for the weights that training moved; `ctx.scores["training"]` keeps how it went.
 
     The view is the pruned model, and `ctx.dense` the one to learn from. LoRA is arXiv:2106.09685; what is trained is
@@ -78,16 +78,17 @@ def heal(ctx: Context, healing: Healing, free: int | None = None) -> Iterator[Op
         ctx: The context.
         healing: What to train, and how.
         free: Bytes of memory that may be used; None to try it.
+        recompute: Run layers again on the way back, and keep less until then; the same bits in more time.
 
     Raises:
-        ConfigError: nothing is there to be trained, the model is streamed, or memory is short; it says what would fit.
+        ConfigError: nothing is there to be trained, or memory is short; it says what would fit.
         DataError: there is too little text.
     """
     names = _trained(ctx, healing)
     rank = healing.rank if healing.train == "lora" else None
     scale = (healing.alpha or 0) / rank if rank else 1.0
     if free is not None:
-        require_memory(ctx.view, names, rank, ctx.calibration.length, free, ctx.crew.size)
+        require_memory(ctx.view, names, rank, ctx.calibration.length, free, ctx.crew.size, recompute=recompute)
     masters = Masters(
         ctx.view,
         names,
@@ -97,14 +98,13 @@ def heal(ctx: Context, healing: Healing, free: int | None = None) -> Iterator[Op
         seed=ctx.seed,
         crew=ctx.crew,
     )
-    task = ModelTask(masters, ctx.view, healing.loss, ctx.dense, ctx.cost)
+    task = ModelTask(masters, ctx.view, healing.loss, ctx.dense, ctx.cost, recompute=recompute)
     key: list[Any] = [*ctx.state(None), asdict(healing)]
     found = train(ctx, task, healing.loss, healing.schedule, key)
     if not found.best:
         ctx.progress.warn("training found no better weights: the model is as it was")
         return
-    shares = _shares(ctx.view, healing.first_share)
-    yield from set_values(ctx, {place: masters.scaled(*place, shares[place[0]]) for place in masters.trained})
+    yield from set_values(ctx, masters, _shares(ctx.view, healing.first_share))
 
 
 def _trained(ctx: Context, healing: Healing) -> Names:

@@ -183,9 +183,10 @@ class _Run:
     def _descend(self, ids: torch.Tensor, rate: float) -> float:
         """Take one step of the optimiser and return the loss before it; none is taken if that is not finite."""
         self.optimiser.forget_gradients()
-        found, batches = torch.zeros((), dtype=torch.float64), self.crew.share(_batches(ids))
-        for batch, loss in zip(batches, self.task.losses(batches, self.step), strict=True):
-            share = loss * (len(batch) / len(ids))
+        found, own = torch.zeros((), dtype=torch.float64), self.crew.share(_batches(ids))
+        judged = self.task.losses([batch for batch, _ in own], self.step)
+        for (batch, counts), loss in zip(own, judged, strict=True):
+            share = loss * (counts * len(batch) / len(ids))
             share.backward()
             found += float(share.detach())
         self.crew.add_up([found])
@@ -195,9 +196,10 @@ class _Run:
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Measure the held-out loss, keep the weights if they are the best so far, and see whether to go on."""
-        found, batches = torch.zeros((), dtype=torch.float64), self.crew.share(_batches(self.held_out.ids))
-        for batch, loss in zip(batches, self.task.losses(batches, None), strict=True):
-            found += float(loss) * len(batch)
+        found, own = torch.zeros((), dtype=torch.float64), self.crew.share(_batches(self.held_out.ids))
+        judged = self.task.losses([batch for batch, _ in own], None)
+        for (batch, counts), loss in zip(own, judged, strict=True):
+            found += float(loss) * counts * len(batch)
         self.crew.add_up([found])
         held_out = float(found) / len(self.held_out)
         trained = sum(self.since) / len(self.since) if self.since else math.nan

@@ -1,12 +1,13 @@
 """The weights that training moves: float32 masters of some parameters, and what the model runs with in their place.
 
-The model's own tensors are never written. A forward pass runs with `effective()` substituted, so that what is trained
+The model's own tensors are never written. Each layer runs with what training has substituted, so that what is trained
 is what will be saved: a low-rank update is the matrix that it will be merged into, and zeros that are to stay are
 zeros at every step. May import `models` and `runtime`.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +15,13 @@ from torch import nn
 
 from sned.plans.ops import SetWeight
 from sned.runtime.crew import ALONE
+from sned.training.gathered import Place, gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
+    from sned.models.forward import LayerRunner
     from sned.models.view import View
     from sned.runtime.context import Context
     from sned.runtime.crew import Crew
@@ -47,79 +51,111 @@ class Masters:
         """Prepare to train.
 
         Args:
-            view: A loaded view; the parameters are taken as they are now.
+            view: The model; the parameters are taken as they are now.
             names: Which parameters.
             rank: Of the update of each matrix; None trains the weights themselves.
             scale: Of the low-rank update, LoRA's `alpha / rank`.
             keep_zeros: Weights of matrices that are zero stay so.
             seed: Of the random factors of low-rank updates.
-            crew: The processes that train; weights that another one moves are here in the model's own dtype.
+            crew: The processes that train. Weights that another one moves are here in the model's own dtype; of a
+                streamed model they are not here at all, but sent where a layer runs.
         """
-        self._view, self._rank, self._scale = view, rank, scale
-        self._base = {(layer, name): self._tensor(layer, name) for layer in sorted(names) for name in names[layer]}
-        matrices = {key: tensor for key, tensor in self._base.items() if tensor.dim() >= 2}
-        self._kept = {key: tensor != 0 for key, tensor in matrices.items()} if keep_zeros else {}
-        owner = crew.owners({f"{layer}.{name}": tensor.numel() for (layer, name), tensor in self._base.items()})
-        self._mine = {key for key, process in owner.items() if process == crew.rank}
+        self._view, self._rank, self._scale, self._keep_zeros = view, rank, scale, keep_zeros
+        self._crew, self._names = crew, {layer: list(names[layer]) for layer in sorted(names)}
+        sizes = {
+            f"{i}.{name}": view.layer(i).get_parameter(name).numel() for i, own in self._names.items() for name in own
+        }
+        self._owner = crew.owners(sizes)
+        self._apart = view.streamed and crew.size > 1 and rank is None
         generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, nn.Parameter] = {}
-        for (layer, name), tensor in self._base.items():
-            for part, values in self._parts(f"{layer}.{name}", tensor, generator).items():
-                self.parameters[f"{layer}.{name}{part}"] = nn.Parameter(values)
-        self._scope = _Scope(view.model)
-
-    def _tensor(self, layer: int, name: str) -> torch.Tensor:
-        return self._view.layer(layer).get_parameter(name).detach()
+        for layer, own in self._names.items():
+            with view.materialised(layer) if rank is None else nullcontext(view.layer(layer)) as block:
+                for name in own:
+                    parts = self._parts(f"{layer}.{name}", block.get_parameter(name).detach(), generator)
+                    self.parameters |= {f"{layer}.{name}{part}": nn.Parameter(value) for part, value in parts.items()}
 
     def _parts(self, key: str, tensor: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Return what is trained of one parameter, by suffix: itself, or two factors of which the second is zero."""
         if self._rank is None:
-            return {"": (tensor.float() if key in self._mine else tensor).clone()}
+            if self._owner[key] == self._crew.rank:
+                return {"": tensor.to(torch.float32, copy=True)}
+            return {"": tensor.to("meta") if self._apart else tensor.clone()}
         *stack, rows, columns = tensor.shape
         rank = min(self._rank, rows, columns)
         first = (2 * torch.rand(*stack, rank, columns, generator=generator) - 1) / columns**0.5
         second = torch.zeros(*stack, rows, rank)
-        return {".A": first.to(tensor.device), ".B": second.to(tensor.device)}
-
-    def values(self, layer: int, name: str) -> torch.Tensor:
-        """Return a parameter as training has it now, in the model's dtype; differentiable in the masters."""
-        base, prefix = self._base[layer, name], f"{layer}.{name}"
-        if self._rank is None:
-            weight: torch.Tensor = self.parameters[prefix]
-        else:
-            update = (self._scale * self.parameters[f"{prefix}.B"]) @ self.parameters[f"{prefix}.A"]
-            weight = update.add_(base)  # in float32, which the update is
-        if (kept := self._kept.get((layer, name))) is not None:
-            weight = torch.where(kept, weight, 0.0)  # a product would leave negative zeros
-        return weight.to(base.dtype)
-
-    def scaled(self, layer: int, name: str, factor: float) -> torch.Tensor:
-        """Return a parameter moved by a share of what training moved it, in the model's dtype."""
-        base = self._base[layer, name]
-        if factor == 1:
-            return self.values(layer, name).detach()
-        moved = base.float() + factor * (self.values(layer, name).detach().float() - base.float())
-        return moved.to(base.dtype)
+        return {".A": first.to(self._view.device), ".B": second.to(self._view.device)}
 
     @property
-    def trained(self) -> list[tuple[int, str]]:
-        """The parameters that training moves, by layer and name."""
-        return list(self._base)
+    def layers(self) -> list[int]:
+        """The layers of which something is trained."""
+        return list(self._names)
 
-    def run(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return what `compute` returns when the model runs with the weights that training has now."""
-        places = {layer: position for position, layer in enumerate(self._view.layers)}
-        path = self._view.family.layers
-        weights = {f"model.{path}.{places[i]}.{name}": self.values(i, name) for i, name in self._base}
-        return torch.func.functional_call(self._scope, weights, (compute,))
+    def run(self, runner: LayerRunner, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what a layer makes of hidden states with the weights that training has now."""
+        with self._present(layer) as block:
+            weights = self._values(layer, block)
+            if not weights:
+                return runner.layer(layer, hidden)
+            inside = {f"block.{name}": weight for name, weight in weights.items()}
+            return torch.func.functional_call(_Scope(block), inside, (lambda: runner.layer(layer, hidden),))
+
+    def weights(self, layer: int) -> dict[str, torch.Tensor]:
+        """Return what is trained of a layer as it is now, in the model's dtype; differentiable in the masters."""
+        with self._present(layer) as block:
+            return self._values(layer, block)
+
+    @torch.no_grad()
+    def scaled(self, layer: int, factor: float) -> dict[str, torch.Tensor]:
+        """Return what is trained of a layer, moved by a share of what training moved it, in the model's dtype."""
+        moved = self.weights(layer)
+        if factor == 1:
+            return moved
+        with self._view.materialised(layer) as block:
+            for name, weight in moved.items():
+                base = block.get_parameter(name)
+                moved[name] = (base.float() + factor * (weight.float() - base.float())).to(base.dtype)
+        return moved
+
+    def _present(self, layer: int) -> AbstractContextManager[nn.Module]:
+        """Return a context in which a layer has all of its own weights that its values or its run depend on."""
+        every = {name for name, _ in self._view.layer(layer).named_parameters()}
+        replaced = self._rank is None and not self._keep_zeros and every <= set(self._names.get(layer, ()))
+        return nullcontext(self._view.layer(layer)) if replaced else self._view.materialised(layer)
+
+    def _values(self, layer: int, block: nn.Module) -> dict[str, torch.Tensor]:
+        own, values = self._names.get(layer, []), dict[str, torch.Tensor]()
+        together = self._together(layer, block) if self._apart and own else {}
+        for name in own:
+            base, prefix = block.get_parameter(name).detach(), f"{layer}.{name}"
+            if self._rank is None:
+                weight = together[name] if together else self.parameters[prefix]
+            else:
+                update = (self._scale * self.parameters[f"{prefix}.B"]) @ self.parameters[f"{prefix}.A"]
+                weight = update.add_(base)  # in float32, which the update is
+            if self._keep_zeros and base.dim() >= 2:
+                weight = torch.where(base != 0, weight, 0.0)  # a product would leave negative zeros
+            values[name] = weight.to(base.dtype)
+        return values
+
+    def _together(self, layer: int, block: nn.Module) -> dict[str, torch.Tensor]:
+        """Return weights that processes hold apart."""
+        places, mine = dict[str, Place](), dict[str, nn.Parameter]()
+        for name in self._names[layer]:
+            like, owner = block.get_parameter(name), self._owner[f"{layer}.{name}"]
+            places[name] = Place(owner, like.shape, like.dtype, self._view.device)
+            if owner == self._crew.rank:
+                mine[name] = self.parameters[f"{layer}.{name}"]
+        return gathered(self._crew, places, mine)
 
 
 class _Scope(nn.Module):
-    """Runs a function in which a model's parameters can be substituted."""
+    """Runs a function in which a layer's parameters can be substituted."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.block = block
 
     def forward(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         return compute()
@@ -135,7 +171,8 @@ def all_matrices(view: View, layers: Iterable[int]) -> Names:
     return {i: [name for name, p in view.layer(i).named_parameters() if p.dim() >= 2] for i in layers}
 
 
-def set_values(ctx: Context, values: Mapping[tuple[int, str], torch.Tensor]) -> Iterator[SetWeight]:
-    """Yield the ops that give parameters, by layer and name, new values."""
-    for (layer, name), tensor in values.items():
-        yield SetWeight(layer=layer, param=name, tensor=ctx.put(f"{layer}.{name}", tensor))
+def set_values(ctx: Context, masters: Masters, shares: Mapping[int, float] | None = None) -> Iterator[SetWeight]:
+    """Yield the ops that give parameters the values they were trained to, or by layer a share of the way there."""
+    for layer in masters.layers:
+        for name, tensor in masters.scaled(layer, 1.0 if shares is None else shares[layer]).items():
+            yield SetWeight(layer=layer, param=name, tensor=ctx.put(f"{layer}.{name}", tensor))

@@ -52,34 +52,55 @@ class Needs:
         return count
 
 
-def needs(view: View, names: Names, rank: int | None, length: int, processes: int = 1) -> Needs:
+def needs(
+    view: View, names: Names, rank: int | None, length: int, processes: int = 1, *, recompute: bool = False
+) -> Needs:
     """Return what training takes of each process.
 
     Args:
-        view: A loaded view.
+        view: The model.
         names: The parameters that are trained.
         rank: Of low-rank updates; None trains the parameters themselves.
         length: Tokens in a window.
         processes: How many divide the numbers among themselves.
+        recompute: Whether layers keep only what enters them, and run again; those of a streamed model do.
     """
     windows = windows_together(length)
-    first = min(names)
-    kept = _kept_for_the_way_back(view, windows, length)
-    layers = {i: kept + _of_numbers(view, i, names.get(i, []), rank, processes) for i in view.layers if i >= first}
-    return Needs(layers, _LOGITS * view.geometry.vocab)
+    kept, made = (
+        _kept_for_the_way_back(view, windows, length),
+        {i: _made(view, i, names.get(i, []), rank) for i in view.layers},
+    )
+    numbers = {i: _of_numbers(view, i, names.get(i, []), rank, processes) for i in view.layers if i >= min(names)}
+    rest = _LOGITS * view.geometry.vocab
+    if not (recompute or view.streamed):
+        return Needs({i: kept + made[i] + own for i, own in numbers.items()}, rest)
+    entering = windows * length * view.geometry.hidden * view.dtype.itemsize
+    layers = {i: entering + own for i, own in numbers.items()}
+    return Needs(layers, rest + kept + max(made.values()))  # of one layer at a time
 
 
-def require_memory(view: View, names: Names, rank: int | None, length: int, free: int, processes: int = 1) -> None:
+def require_memory(
+    view: View,
+    names: Names,
+    rank: int | None,
+    length: int,
+    free: int,
+    processes: int = 1,
+    *,
+    recompute: bool = False,
+) -> None:
     """Refuse a training that does not fit into so many free bytes, and say what would.
 
     Raises:
         ConfigError: it does not.
     """
-    need = needs(view, names, rank, length, processes)
+    need = needs(view, names, rank, length, processes, recompute=recompute)
     if need.total <= free:
         return
+    least = needs(view, names, rank, length, processes, recompute=True)
     count = need.most_layers(free)
-    ways = [f"--last {count} fits"] if count else []
+    ways = [f"--recompute takes {least.total / 1e9:.1f} GB"] if least.total < need.total else []
+    ways += [f"--last {count} fits"] if count else []
     ways += ["--train lora takes less"] if rank is None else []
     ways += [f"--seq-len {BATCH_TOKENS} takes less"] if length > BATCH_TOKENS else []
     raise ConfigError(
@@ -121,18 +142,23 @@ def require_memory_for_gates(view: View, trained: int, length: int, free: int | 
 
 
 def _of_numbers(view: View, layer: int, names: list[str], rank: int | None, processes: int) -> int:
-    """Return the bytes that the trained numbers of a layer take, and the weights that they are turned into."""
+    """Return the bytes that the trained numbers of a layer take."""
     total = 0
     for name in names:
         tensor = view.layer(layer).get_parameter(name)
         *stack, rows, columns = (1, 1, *tensor.shape)
         copies = max(1, torch.Size(stack).numel())
         trained = tensor.numel() if rank is None else copies * min(rank, rows, columns) * (rows + columns)
-        # what the model runs with in place of a matrix, and its gradient, which waits until all layers are done
-        made = 0 if rank is None and tensor.dtype == torch.float32 else 2 * tensor.numel() * tensor.element_size()
-        elsewhere = 0 if rank is None and made else _ELSEWHERE  # in the model's dtype it is what the model runs with
-        total += (_PER_NUMBER + (processes - 1) * elsewhere) * trained // processes + made
+        # in another dtype it is what the model runs with, which counts there; of a streamed model it is not here
+        elsewhere = 0 if rank is None and (view.streamed or tensor.dtype != torch.float32) else _ELSEWHERE
+        total += (_PER_NUMBER + (processes - 1) * elsewhere) * trained // processes
     return total
+
+
+def _made(view: View, layer: int, names: list[str], rank: int | None) -> int:
+    """Return the bytes of what a layer runs with in place of its own weights, and of its gradients."""
+    tensors = [view.layer(layer).get_parameter(name) for name in names]
+    return sum(2 * t.nbytes for t in tensors if rank is not None or view.streamed or t.dtype != torch.float32)
 
 
 def _kept_for_the_way_back(view: View, windows: int, length: int) -> int:
@@ -149,6 +175,7 @@ def _kept_for_the_way_back(view: View, windows: int, length: int) -> int:
     middle = list(view.layers)[len(view.layers) // 2]
     with torch.no_grad():
         hidden = runner.enter(torch.zeros(windows, length, dtype=torch.int64, device=view.device))
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with view.materialised(middle), torch.enable_grad(), hooks:
         runner.layer(middle, hidden.detach().clone().requires_grad_())
     return sum(seen.values())

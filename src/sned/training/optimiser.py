@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -32,11 +32,16 @@ class Optimiser:
         """Begin with the values that the parameters have, as the best so far.
 
         Args:
-            params: By name; those that this process owns are in float32.
+            params: By name; those that this process owns are in float32. What is on the meta device here is held by
+                its owner alone, who gets its gradient and gives its value wherever it is used.
             schedule: How they move.
             crew: The processes.
         """
         self._params, self._crew, self._clip = params, crew, schedule.clip
+        apart = torch.tensor([float(param.is_meta) for param in params.values()])
+        crew.add_up([apart])
+        self._everywhere = {name for name, elsewhere in zip(params, apart.tolist(), strict=True) if not elsewhere}
+        self._device = next((param.device for param in params.values() if not param.is_meta), torch.device("cpu"))
         self._owner = crew.owners({name: param.numel() for name, param in params.items()})
         self._own = {name: param for name, param in params.items() if self._owner[name] == crew.rank}
         self._adamw = torch.optim.AdamW(
@@ -85,7 +90,7 @@ class Optimiser:
         for name, param in self._params.items():
             mine = self._parts(name) if name in self._own else {}
             for part in _PARTS:
-                tensor = mine[part] if mine else torch.empty_like(param, dtype=torch.float32)
+                tensor = mine[part] if mine else self._room(param)
                 self._crew.send(tensor, self._owner[name])
                 if self._crew.leads:
                     made[f"{part}.{name}"] = tensor if mine else tensor.cpu()
@@ -97,15 +102,19 @@ class Optimiser:
         for name, param in self._params.items():
             found: dict[str, torch.Tensor] = {}
             for part in _PARTS:
-                found[part] = torch.empty_like(param, dtype=torch.float32)
+                found[part] = self._room(param)
                 if self._crew.leads:
                     found[part].copy_(kept[f"{part}.{name}"])
                 self._crew.send(found[part])
-            param.copy_(found["weight"])
+            if not param.is_meta:
+                param.copy_(found["weight"])
             if name in self._own:
                 self._best[name] = found["best"]
                 done = torch.tensor(float(step), device=param.device)
                 self._adamw.state[param] = {"step": done, **{part: found[part] for part in _MOMENTS}}
+
+    def _room(self, like: torch.Tensor) -> torch.Tensor:
+        return torch.empty(like.shape, dtype=torch.float32, device=self._device)
 
     def _parts(self, name: str) -> dict[str, torch.Tensor]:
         param = self._own[name]
@@ -113,9 +122,13 @@ class Optimiser:
         values = [moments[part] if part in moments else torch.zeros_like(param) for part in _MOMENTS]
         return dict(zip(_PARTS, (param.detach(), self._best[name], *values), strict=True))
 
+    def _spread(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters that every process has."""
+        return ((name, param) for name, param in self._params.items() if name in self._everywhere)
+
     def _sum_gradients(self) -> None:
         """Give every parameter of this process its gradient from all; zeros where a process had none."""
-        for name, param in self._params.items():
+        for name, param in self._spread():
             own = torch.zeros_like(param, dtype=torch.float32) if param.grad is None else param.grad.float()
             self._crew.add_up([own], self._owner[name])
             param.grad = own if name in self._own else None
@@ -124,7 +137,7 @@ class Optimiser:
     def _send_values(self) -> None:
         if self._crew.size == 1:
             return
-        for name, param in self._params.items():
+        for name, param in self._spread():
             value = param.detach().float()
             self._crew.send(value, self._owner[name])
             if name not in self._own:

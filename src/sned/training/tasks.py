@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from sned.errors import ConfigError
 from sned.models.forward import LayerRunner
@@ -85,13 +86,10 @@ class SpanTask:
             self._student.enter(ids.to(self._student.view.device))  # learns what layers receive for this shape
         for _, (entering, leaving) in self._dense.activations(batches, [self._sites]):
             self._cost.forward_layer_tokens += len(self._layers) * entering.shape[0] * entering.shape[1]
-            yield self.masters.run(lambda states=entering, targets=leaving: self._judge(states, targets))
-
-    def _judge(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        hidden = states
-        for layer in self._layers:
-            hidden = self._student.layer(layer, hidden)
-        return states_apart(self._loss, hidden, targets)
+            hidden = entering
+            for layer in self._layers:
+                hidden = self.masters.run(self._student, layer, hidden)
+            yield states_apart(self._loss, hidden, leaving)
 
 
 def require_loaded(view: View) -> None:
@@ -105,25 +103,39 @@ def require_loaded(view: View) -> None:
 
 
 class Predictions:
-    """What a model in memory predicts, differentiably, of which few logits exist at a time."""
+    """What a model predicts, differentiably, of which few logits exist at a time."""
 
-    def __init__(self, view: View, cost: Cost) -> None:
+    def __init__(self, view: View, cost: Cost, masters: Masters | None = None, *, recompute: bool = False) -> None:
         """Prepare to run it.
 
-        Raises:
-            ConfigError: the model is streamed.
+        Args:
+            view: The model.
+            cost: Counts the layers run.
+            masters: Of weights that are trained.
+            recompute: Keep for the way back only what enters each layer, and run it again; where layers are read from
+                somewhere when their turn comes, they are read again, too.
         """
-        require_loaded(view)
-        self.runner, self._cost = LayerRunner(view), cost
+        self.runner, self._cost, self._masters = LayerRunner(view), cost, masters
+        self._recompute = recompute or view.streamed
         self._plain: bool | None = None
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """Return what the last layer returns for `[windows, tokens]`."""
         states = self.runner.enter(ids)
         for layer in self.runner.view.active:
-            states = self.runner.layer(layer, states)
-            self._cost.forward_layer_tokens += ids.numel()
+            moves = states.requires_grad or (self._masters is not None and layer in self._masters.layers)
+            if self._recompute and moves and torch.is_grad_enabled():
+                states = checkpoint(self._run, layer, states, use_reentrant=False, preserve_rng_state=False)
+            else:
+                states = self._run(layer, states)
         return states
+
+    def _run(self, layer: int, states: torch.Tensor) -> torch.Tensor:
+        self._cost.forward_layer_tokens += states.shape[0] * states.shape[1]
+        if self._masters is not None:
+            return self._masters.run(self.runner, layer, states)
+        with self.runner.view.materialised(layer):
+            return self.runner.layer(layer, states)
 
     def cross_entropy(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the mean loss per token of windows `[windows, tokens]`, in nats."""
@@ -153,21 +165,28 @@ class Predictions:
 class ModelTask:
     """A whole model, some of whose weights are trained on what it predicts."""
 
-    def __init__(self, masters: Masters, student: View, loss: ModelLoss, teacher: View | None, cost: Cost) -> None:
+    def __init__(
+        self,
+        masters: Masters,
+        student: View,
+        loss: ModelLoss,
+        teacher: View | None,
+        cost: Cost,
+        *,
+        recompute: bool = False,
+    ) -> None:
         """Prepare to train.
 
         Args:
             masters: Of the weights to train.
             student: The model that has them.
             loss: What is made small.
-            teacher: The dense model, which may be streamed; not needed for the cross-entropy.
+            teacher: The dense model; not needed for the cross-entropy.
             cost: Counts the layers run.
-
-        Raises:
-            ConfigError: the student is streamed.
+            recompute: Run layers again on the way back, and keep less until then.
         """
-        self.masters, self.parameters, self._loss = masters, masters.parameters, loss
-        self._student = Predictions(student, cost)
+        self.parameters, self._loss = masters.parameters, loss
+        self._student = Predictions(student, cost, masters, recompute=recompute)
         self._teacher = None if teacher is None or loss == "ce" else Sweep(teacher, cost)
 
     def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
@@ -176,7 +195,7 @@ class ModelTask:
         for ids in batches:
             target = None if taught is None else next(taught)[1]
             moved = ids.to(self._student.runner.view.device)
-            yield self.masters.run(lambda ids=moved, target=target: self._judge(ids, target))
+            yield self._judge(moved, target)
 
     def _judge(self, ids: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
         if target is None:
