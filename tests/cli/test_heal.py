@@ -99,6 +99,7 @@ def test_zeros_that_a_plan_made_stay_unless_freed(sned: Callable[..., Outcome], 
         (["--train", "full", "--rank", "4"], 2, ["no rank"]),
         (["--train", "full", "--alpha", "4"], 2, ["no alpha"]),
         (["--first-share", "1.5"], 2, ["first-share"]),
+        (["--shard"], 2, ["one process holds the models whole", "torchrun"]),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -119,6 +120,17 @@ def test_too_little_memory_is_said_before_training(
     assert "needs about" in done.err
     assert "--train lora" in done.err
     assert not (tmp_path / "healed").exists()
+
+
+@pytest.mark.parametrize("how", [["--recompute"], ["--stream", "on"]])
+def test_how_a_model_is_held_changes_no_byte(
+    sned: Callable[..., Outcome], pruned: Path, tmp_path: Path, how: list[str]
+) -> None:
+    for name, given in (("kept", []), ("again", how)):
+        assert sned("heal", pruned, *FAST, *given, "-o", tmp_path / name).code == 0
+    kept, again = (tmp_path / name / "model.safetensors" for name in ("kept", "again"))
+    assert kept.read_bytes() == again.read_bytes()
+    assert load_plan(tmp_path / "kept").digest == load_plan(tmp_path / "again").digest
 
 
 def test_only_what_sned_pruned_is_healed(sned: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ from kit.planning import Kill, Messages
 from kit.planted import idle_layers, streamed_view
 from kit.tiny import make_model, tokens
 from sned.models.view import View
-from sned.runtime import journal as journals
+from sned.runtime import journal as journals, sweep
 from sned.runtime.crew import ALONE, joined
 from sned.runtime.journal import Journal
 from sned.runtime.shares import SharedSource, shared
@@ -85,8 +85,8 @@ from sned.training.masters import Masters, all_matrices, all_parameters
 from sned.training.schedule import Schedule
 from sned.training.tasks import ModelTask
 
-journals.SAVE_EVERY_SECONDS = 0.0
-place, text, held_out = Path(sys.argv[1]), tokens(12, 512, seed=3), tokens(2, 512, seed=4)
+journals.SAVE_EVERY_SECONDS, sweep.BATCH_TOKENS = 0.0, 64
+place, text, held_out = Path(sys.argv[1]), tokens(12, 32, seed=3), tokens(2, 32, seed=4)
 
 def train(crew, rank, shares, folder=None, progress=None):
     if shares:

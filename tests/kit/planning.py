@@ -48,8 +48,6 @@ REFUSED = {
     "laco": {"qwen3_moe"},  # whose layers are dense and experts in turn
 }
 """Families for which a method has nothing to offer, and says so; every other works everywhere."""
-WHOLE = {"displlm", "taylor", "taylorsearch"}
-"""Methods that need all layers in memory, and say so of a streamed model."""
 PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFUSED.get(m, ())]
 
 

@@ -11,7 +11,6 @@ from kit.planning import (
     METHODS,
     PAIRS,
     REFUSED,
-    WHOLE,
     Kill,
     Steps,
     budget_for,
@@ -123,7 +122,7 @@ def test_scores_and_options_are_json(method: str, name: str) -> None:
     assert kind.parse({k: as_typed(v) for k, v in given.items()}) == given
 
 
-@pytest.mark.parametrize(("method", "name"), [pair for pair in PAIRS if pair[0] not in WHOLE])
+@everywhere
 def test_a_streamed_model_gives_the_same_plan(method: str, name: str) -> None:
     view = streamed_view(name)
     plan = plan_on(view, method)

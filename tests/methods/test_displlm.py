@@ -9,7 +9,7 @@ import pytest
 import torch
 from kit.compare import assert_same_logits, logits
 from kit.planning import Messages, calibration, plan_on
-from kit.planted import spoken_by, streamed_view
+from kit.planted import spoken_by
 from kit.searching import context_of
 from kit.tiny import DENSE_NAMES, HIDDEN, make_model
 
@@ -157,9 +157,6 @@ def test_what_cannot_be_is_refused_before_anything_is_run() -> None:
         plan_on(View(make_model("llama")), "displlm", remove=0.95, remove_of="body", step=16)
     with pytest.raises(UnsupportedModelError, match="mixtures of experts"):
         plan_on(View(make_model("mixtral")), "displlm", remove=0.1)
-    with pytest.raises(ConfigError, match="needs it in memory") as caught:
-        plan_on(streamed_view("llama"), "displlm")
-    assert "--stream off" in (caught.value.hint or "")
     with pytest.raises(NumericalError, match="NaN"):
         plan_on(View(make_model("llama")), "displlm", start="open", weight=float("inf"))
 

@@ -17,11 +17,11 @@ from sned.plans.ops import Keep, SetWeight
 from sned.runtime import journal as journals
 from sned.runtime.context import Context
 from sned.runtime.journal import Journal
+from sned.runtime.predictions import Predictions
 from sned.runtime.sweep import Cost
 from sned.training.healing import Healing, heal
 from sned.training.masters import Masters, all_matrices
 from sned.training.schedule import Schedule
-from sned.training.tasks import Predictions
 
 if TYPE_CHECKING:
     from pathlib import Path

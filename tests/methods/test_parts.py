@@ -8,12 +8,12 @@ import pytest
 import torch
 from kit.compare import assert_same_logits, logits
 from kit.planning import calibration, plan_on
-from kit.planted import dead_units, idle_layers, spoken_by, streamed_view
+from kit.planted import dead_units, idle_layers, spoken_by
 from kit.searching import context_of, fresh, loss
 from kit.tiny import CONFIGS, DENSE_NAMES, LAYERS, fill, make_model
 from transformers import AutoModelForCausalLM, FalconConfig
 
-from sned.errors import BudgetError, ConfigError, UnsupportedModelError
+from sned.errors import BudgetError, UnsupportedModelError
 from sned.models import trial
 from sned.models.count import branch_counts, count
 from sned.models.view import View
@@ -171,12 +171,6 @@ def test_taylor_cuts_dead_channels_first(across: str) -> None:
     plan = plan_on(View(dead_units(make_model("llama"), AXIS, DEAD)), "taylor", kinds="mlp", across=across)
     gone = set(range(48)) - set(kept(plan)[AXIS])
     assert gone <= set(DEAD) or gone >= set(DEAD)
-
-
-def test_gradients_need_the_whole_model() -> None:
-    with pytest.raises(ConfigError, match="whole model") as caught:
-        plan_on(streamed_view("llama"), "taylor")
-    assert "--stream off" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("units", ["widths", "blocks"])

@@ -87,6 +87,12 @@ def _mask(ctx: Context, part: Part) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_one_gate_direction_leaves_what_wanda_says(name: str) -> None:
+    plan = plan_on(fresh(name), "zeroth", directions=1, kinds="mlp", mlp_group=2)
+    assert plan.stages[0].scores["agreement"] > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_weight_by_weight_few_directions_rank_as_wanda_does(name: str) -> None:
     """What the published score knows of the gradient is lost in its absolute values."""
     plan = plan_on(fresh(name), "zeroth", form="weights", directions=4, kinds="mlp")

@@ -83,7 +83,7 @@ def test_a_full_disk_under_any_other_write_is_told_too(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=rf"could not write into {tmp_path}/file/out"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/file is a file, and no folder can be in it"):
         make(tmp_path / "file" / "out", never)
 
 

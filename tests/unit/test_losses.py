@@ -8,10 +8,10 @@ import pytest
 import torch
 from kit.tiny import make_model, tokens
 
-from sned.training.losses import cross_entropy, divergence, states_apart
+from sned.score.losses import cross_entropy, divergence, states_apart
 
 if TYPE_CHECKING:
-    from sned.training.losses import Pieces, StateLoss
+    from sned.score.losses import Pieces, StateLoss
 
 STATES = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))

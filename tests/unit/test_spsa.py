@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sned.score.spsa import direction, estimate, rank_correlation, slope
+from sned.score.spsa import direction, estimate, rank_correlation, sizes, slope
 
 SIZE = 40
 GENERATOR = torch.Generator().manual_seed(0)
@@ -55,6 +55,32 @@ def test_a_direction_is_made_again_by_its_name_alone() -> None:
     others = [direction(4, 7, "b", [4, 5]), direction(3, 8, "b", [4, 5]), whole["a"], whole["c"]]
     assert not any(torch.equal(whole["b"], other) for other in others)
     assert float(direction(0, 0, "large", [100_000]).std()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_size_is_what_is_to_be_believed() -> None:
+    """By numerical integration over all that a part could be, before and after it was estimated."""
+    found, expected, gradient = [0.5, -1.0, 2.0], torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, -2.0, 1.0])
+    square = sum(s * s for s in found) / 3
+    before, off = square * expected.double() ** 2 / 14, square / 3
+    could = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
+    for variance, seen, size in zip(before, gradient, sizes(gradient, found, expected), strict=True):
+        likely = torch.exp(-(could**2) / (2 * variance) - (seen - could) ** 2 / (2 * off))
+        assert float(size) == pytest.approx(float(((could**2 * likely).sum() / likely.sum()).sqrt()), rel=1e-6)
+
+
+def test_sizes_are_as_expected_until_many_slopes_say_otherwise() -> None:
+    expected = torch.rand(SIZE, generator=torch.Generator().manual_seed(1)) + 0.5
+
+    def correlations(n: int) -> tuple[float, float]:
+        found = slopes(n)
+        size = sizes(estimate(found, 0, "x", [SIZE]), found, expected)
+        return rank_correlation(size, expected), rank_correlation(size, GRADIENT.abs())
+
+    few, many = correlations(1), correlations(4000)
+    assert few[0] > 0.9 > few[1]
+    assert many[1] > 0.9 > many[0]
+    flat = sizes(torch.zeros(3), [0.0, 0.0], torch.ones(3))
+    assert torch.equal(flat, torch.zeros(3, dtype=torch.float64)), "where nothing changes the loss, nothing matters"
 
 
 def test_ranks_correlate() -> None:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from kit.planted import streamed_view
 from kit.tiny import LAYERS, make_model
 
 from sned.errors import ConfigError
@@ -61,6 +62,26 @@ def test_several_processes_divide_what_numbers_take(dtype: torch.dtype, elsewher
     assert one - four == pytest.approx(n * (20 - elsewhere) * 3 / 4, abs=len(names[2]))
 
 
+def test_what_runs_again_keeps_what_enters_each_layer_and_what_one_computes(view: View) -> None:
+    matrices = all_matrices(view, view.layers)
+    kept, again = (memory.needs(view, matrices, 2, LENGTH, recompute=recompute) for recompute in (False, True))
+    entering = 64 * LENGTH * view.geometry.hidden * 4
+    numbers = 20 * sum(2 * sum(view.layer(0).get_parameter(name).shape) for name in matrices[0])
+    assert again.layers == dict.fromkeys(view.layers, entering + numbers)
+    one = kept.layers[0] - numbers  # what one layer computes, and the matrices that it runs with
+    assert again.rest - kept.rest == one
+    assert memory.needs(streamed_view("llama"), matrices, 2, LENGTH) == again
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_gates_too_take_less_of_a_model_that_is_read_layer_by_layer(streamed: bool) -> None:
+    """What enters each layer, beside what the one computes that runs again."""
+    view = streamed_view("llama") if streamed else View(make_model("llama"))
+    need = memory.memory_for_gates(view, 0, LENGTH) - memory.needs(view, {0: []}, None, LENGTH).rest
+    entering = LAYERS * 64 * LENGTH * view.geometry.hidden * 4
+    assert (need <= entering) is streamed
+
+
 def test_only_layers_after_the_first_trained_one_count(view: View) -> None:
     assert list(memory.needs(view, {3: []}, None, LENGTH).layers) == [3, 4]
 
@@ -72,6 +93,8 @@ def test_a_refusal_names_as_many_layers_as_fit(view: View) -> None:
     with pytest.raises(ConfigError, match=r"5 of 5 layers needs about") as refused:
         memory.require_memory(view, names, None, LENGTH, free)
     assert "--train lora" in str(refused.value)
+    least = memory.needs(view, names, None, LENGTH, recompute=True).total
+    assert f"--recompute takes {least / 1e9:.1f} GB" in str(refused.value)
     last = re.search(r"--last (\d) fits", str(refused.value))
     assert last is not None
     count = int(last[1])

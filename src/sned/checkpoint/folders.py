@@ -74,6 +74,9 @@ def check_output(out: Path, *, overwrite: bool) -> None:
                 "which a result must not replace.",
                 hint="Name a new folder, such as runs/pruned.",
             )
+    above = next(folder for folder in out.parents if folder.exists())
+    if not above.is_dir():
+        raise CheckpointError(f"{above} is a file, and no folder can be in it.", hint="Name another folder.")
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; a result is a folder.", hint="Name a new folder, or move the file.")
     if os.path.ismount(out):

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from sned.report.schema import Report
 
 
+_HELD = {"recompute"}
+"""What says how a model is held while it is trained, and changes no bit of what comes out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A stage of a recipe and the folder that holds its result once it is done."""
@@ -91,7 +95,8 @@ def steps_of(recipe: Recipe, home: Path) -> list[Step]:
     key = digest([__version__, recipe.model, _state(recipe.model), recipe.dtype, recipe.seed, recipe.allow_overlap])
     steps: list[Step] = []
     for number, stage in enumerate(recipe.stages, start=1):
-        own = digest([key, stage.kind, told_of(stage.body), _texts(recipe, stage.body)])
+        told = {name: value for name, value in told_of(stage.body).items() if name not in _HELD}
+        own = digest([key, stage.kind, told, _texts(recipe, stage.body)])
         step = Step(number, stage.kind, stage.body, own, home / f"{number}-{stage.kind}-{own[:12]}")
         steps.append(step)
         key = own if step.makes_model else key

@@ -21,7 +21,7 @@ from sned.training.schedule import Schedule
 from sned.training.tasks import ModelTask, SpanTask, Task
 
 if TYPE_CHECKING:
-    from sned.training.losses import StateLoss
+    from sned.score.losses import StateLoss
 
 
 def _passes(options: Mapping[str, Any]) -> float:

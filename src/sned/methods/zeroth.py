@@ -14,12 +14,12 @@ from sned.plans.budget import Goal
 from sned.plans.ops import Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
-from sned.runtime.parts import Across, MlpGroup, Part, cuts, find_parts, keep_highest, ranked
+from sned.runtime.parts import Across, MlpGroup, Part, cuts, find_parts, keep_highest, ranked, relative
 from sned.runtime.random_steps import Directions, feature_worths, gates_moved, slopes, weights_moved
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
 from sned.runtime.widths import Kinds
-from sned.score.spsa import estimate, rank_correlation
+from sned.score.spsa import estimate, rank_correlation, sizes
 
 STEPS = {"gates": 1e-2, "weights": 1e-4}
 """How far to move in full precision."""
@@ -53,9 +53,10 @@ def zeroth(
 
     `form=weights` is the published score: |gradient x weight| x input norm, summed over a unit's weights. Taken weight
     by weight, a gradient of few directions is mostly noise, and what is left is about Wanda-sp. `form=gates` moves one
-    gate on each part instead: some hundred numbers, of which as many directions do tell something; its score is
-    |gradient|, the change of the loss, to first order, if the part went. `agreement` in the scores is Spearman's
-    correlation with Wanda-sp within axes.
+    gate on each part instead: some hundred numbers, of which as many directions do tell something. Its score is how
+    large the gradient of the gate is likely to be, the change of the loss, to first order, if the part went: by
+    Wanda-sp, compared within axes, as far as directions say nothing, and by what they say as they become many.
+    `agreement` in the scores is Spearman's correlation with Wanda-sp within axes.
 
     Departures: windows of calibration text; every layer may be cut; a head is a KV group with all its queries; the
     exact norm in the paper's equation 9 is not certain, and the one here is that of Wanda. No weight is left changed.
@@ -65,8 +66,9 @@ def zeroth(
     keep_highest(ctx, plain, ranked(plain, across), goal.params or 0)  # out of reach, no direction is worth trying
     if form == "gates":
         found = slopes(ctx, f"gates {[p.name for p in plain]}", partial(gates_moved, ctx, plain), directions, far)
-        gradient = estimate(found, ctx.seed, "parts", [len(plain)]).abs().tolist()
-        parts = [replace(part, worth=g / len(part.units)) for part, g in zip(plain, gradient, strict=True)]
+        expected = relative(plain) * torch.tensor([part.params for part in plain])
+        worths = sizes(estimate(found, ctx.seed, "parts", [len(plain)]), found, expected).tolist()
+        parts = [replace(part, worth=worth / len(part.units)) for part, worth in zip(plain, worths, strict=True)]
     else:
         found = slopes(ctx, "weights", partial(weights_moved, ctx), directions, far)
         parts = find_parts(ctx, "widths", kinds, mlp_group or 1, partial(feature_worths, found=found))

@@ -186,6 +186,14 @@ def standardised(parts: Sequence[Part]) -> torch.Tensor:
     return worths
 
 
+def relative(parts: Sequence[Part]) -> torch.Tensor:
+    """Return the worth of each part as a multiple of the mean of its axis, `[parts]`, float64."""
+    worths = torch.tensor([part.worth for part in parts], dtype=torch.float64)
+    for places in _axes(parts):
+        worths[places] = worths[places] / worths[places].mean().clamp_min(1e-300)
+    return worths
+
+
 def percentiles(parts: Sequence[Part]) -> torch.Tensor:
     """Return the share of its axis that ranks below the middle of each part, `[parts]`: by it, all lose as much."""
     worths = torch.tensor([part.worth for part in parts], dtype=torch.float64)

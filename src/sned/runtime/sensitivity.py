@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sned.errors import ConfigError, NumericalError
+from sned.errors import NumericalError
 from sned.models import trial
-from sned.runtime.objective import token_nll
+from sned.runtime.predictions import Predictions
 from sned.runtime.sweep import windows_together
 
 if TYPE_CHECKING:
@@ -32,14 +32,9 @@ def gate_sensitivities(ctx: Context, axes: Sequence[Axis], windows: int | None =
         windows: How many of the first calibration windows to look at, if not all.
 
     Raises:
-        ConfigError: the layers are read from disk one by one, and gradients need them all.
         NumericalError: a gradient is not finite.
     """
     view, tokens = ctx.view, ctx.calibration if windows is None else ctx.calibration.take(windows)
-    if view.streamed:
-        raise ConfigError(
-            "gradients need the whole model in memory", hint="--stream off; or wandasp and policygrad, which need none"
-        )
     sums = {axis.name: torch.zeros(len(view.alive[axis.name]), dtype=torch.float64) for axis in axes}
     state, batches = ctx.state(tokens), tokens.ids.split(windows_together(tokens.length))
     with ctx.progress.task("back-propagate", tokens.n_tokens) as advance:
@@ -62,10 +57,7 @@ def _gradients(ctx: Context, axes: Sequence[Axis], ids: torch.Tensor) -> dict[st
     with ExitStack() as stack, torch.enable_grad():
         for axis, gate in zip(axes, gates, strict=True):
             stack.enter_context(trial.gate(view, axis, gate))
-        moved = ids.to(view.device)
-        loss = token_nll(view.model(moved, use_cache=False).logits, moved).mean()
-        found = torch.autograd.grad(loss, gates)
-    ctx.cost.forward_layer_tokens += len(view.layers) * ids.numel()
+        found = torch.autograd.grad(Predictions(view, ctx.cost).cross_entropy(ids.to(view.device)), gates)
     alive = {axis.name: list(view.alive[axis.name]) for axis in axes}
     out = {axis.name: grad[alive[axis.name]].float().cpu() for axis, grad in zip(axes, found, strict=True)}
     if not all(torch.isfinite(gradient).all() for gradient in out.values()):

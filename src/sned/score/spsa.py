@@ -41,6 +41,25 @@ def estimate(slopes: Sequence[float], seed: int, name: str, shape: Sequence[int]
     return total / len(slopes)
 
 
+def sizes(gradient: torch.Tensor, slopes: Sequence[float], expected: torch.Tensor) -> torch.Tensor:
+    """Return how large each part of a gradient is likely to be, given what slopes say of it, `[n]`, float64.
+
+    A part is taken to be normal around zero, as large as expected; an estimate from few slopes is normal around what it
+    is, and off by the whole gradient's norm over the root of their number. The root of the mean square of what is then
+    left to believe is the expectation where slopes say nothing, and the estimate's size where they say all.
+
+    Args:
+        gradient: What `estimate` returns, `[n]`.
+        slopes: From which it was made.
+        expected: How large the parts are to each other, before anything was tried, `[n]`.
+    """
+    square = sum(slope**2 for slope in slopes) / len(slopes)  # the mean of it is the gradient's own
+    before = square * expected.double().square() / expected.double().square().sum().clamp_min(1e-300)
+    off = square / len(slopes)
+    trust = before / (before + off) if square else torch.zeros_like(before)
+    return ((trust * gradient.double()).square() + trust * off).sqrt()
+
+
 def rank_correlation(one: torch.Tensor, other: torch.Tensor) -> float:
     """Return Spearman's correlation of two scores of the same things, `[n]`; 0 where either does not vary."""
     ranks = [scores.double().argsort(stable=True).argsort(stable=True).double() for scores in (one, other)]

@@ -74,8 +74,7 @@ def needs(
     rest = _LOGITS * view.geometry.vocab
     if not (recompute or view.streamed):
         return Needs({i: kept + made[i] + own for i, own in numbers.items()}, rest)
-    entering = windows * length * view.geometry.hidden * view.dtype.itemsize
-    layers = {i: entering + own for i, own in numbers.items()}
+    layers = {i: _entering(view, windows, length) + own for i, own in numbers.items()}
     return Needs(layers, rest + kept + max(made.values()))  # of one layer at a time
 
 
@@ -118,19 +117,24 @@ def memory_for_gates(view: View, trained: int, length: int) -> int:
         trained: How many numbers are trained to set the gates.
         length: Tokens in a window.
     """
-    layers = len(view.layers) * _kept_for_the_way_back(view, windows_together(length), length)
+    windows = windows_together(length)
+    kept, n = _kept_for_the_way_back(view, windows, length), len(view.layers)
+    layers = kept + n * _entering(view, windows, length) if view.streamed else n * kept
     return layers + _PER_NUMBER * trained + _LOGITS * view.geometry.vocab
+
+
+def _entering(view: View, windows: int, length: int) -> int:
+    """Return the bytes of what enters a layer, all that one keeps that runs again."""
+    return windows * length * view.geometry.hidden * view.dtype.itemsize
 
 
 def require_memory_for_gates(view: View, trained: int, length: int, free: int | None) -> None:
     """Refuse to go back through the whole model to gates if that does not fit into so many free bytes, if known.
 
-    A streamed model is not measured: whoever goes back through it says that this cannot be.
-
     Raises:
         ConfigError: it does not fit.
     """
-    if free is None or view.streamed:
+    if free is None:
         return
     if (need := memory_for_gates(view, trained, length)) > free:
         shorter = f"--seq-len {BATCH_TOKENS}, or " if length > BATCH_TOKENS else ""

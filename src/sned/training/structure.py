@@ -17,6 +17,7 @@ from sned.models import trial
 from sned.models.count import count, layer_params, units_counts
 from sned.plans.plan import tensor_digest
 from sned.runtime.greedy import out_of_reach
+from sned.runtime.predictions import Predictions
 from sned.runtime.sensitivity import gate_sensitivities
 from sned.runtime.widths import MLP, is_present
 from sned.score.binarise import logistic_noise, sampled
@@ -25,7 +26,6 @@ from sned.training.hypernetwork import STATES, HyperNetwork
 from sned.training.loop import fit
 from sned.training.memory import require_memory_for_gates
 from sned.training.options import held_out_part
-from sned.training.tasks import Predictions, require_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -105,11 +105,7 @@ class StructureTask:
     """
 
     def __init__(self, ctx: Context, gates: Sequence[Gate], net: HyperNetwork, aim: Aim, steps: int) -> None:
-        """Prepare to learn in so many steps.
-
-        Raises:
-            ConfigError: the model is streamed.
-        """
+        """Prepare to learn in so many steps."""
         self.parameters = dict(net.named_parameters())
         self._gates, self._net, self._aim, self._steps = gates, net, aim, steps
         self._view, self._seed, self._whole = ctx.view, ctx.seed, count(ctx.view).body_params
@@ -127,8 +123,10 @@ class StructureTask:
             masks = self._drawn(step, number)
             with gated(self._view, self._gates, masks):
                 loss = self._model.cross_entropy(ids.to(self._view.device))
-            hard = [mask if self._aim.how != "soft" else _rounded(mask) for mask in masks]
-            yield loss + self._aim.weight * self.miss(hard, aim).to(loss.device)
+                hard = [mask if self._aim.how != "soft" else _rounded(mask) for mask in masks]
+                yield loss + self._aim.weight * self.miss(hard, aim).to(
+                    loss.device
+                )  # layers may run again on the way back
 
     def cut(self) -> list[torch.Tensor]:
         """Return the masks that the gates come to now."""
@@ -284,12 +282,11 @@ def require_possible(ctx: Context, gates: Sequence[Gate], params: int, step: int
 
     Raises:
         BudgetError: they cannot; the closest reachable budget is named.
-        ConfigError: the model is streamed, or memory is short.
+        ConfigError: memory is short.
     """
     least = [min(len(gate.units), step or default_step(gate.axes[0].size)) for gate in gates]
     body = count(ctx.view).body_params
     if (fewest := int(body_params(ctx.view, gates, least))) > params:
         raise out_of_reach(ctx, body - params, body - fewest)
-    require_loaded(ctx.view)
     trained = 2 * STATES * sum(len(gate.units) for gate in gates)
     require_memory_for_gates(ctx.view, trained, ctx.calibration.length, ctx.free_memory)
