@@ -12,6 +12,7 @@ from kit.tiny import save_model_folder
 
 import sned as package
 from sned.cli.main import main
+from sned.plans.store import load_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
