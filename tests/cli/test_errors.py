@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from sned import errors
 
@@ -128,13 +129,24 @@ def test_a_full_disk_is_not_a_bug(sned: Callable[..., Outcome], failing: Callabl
     assert "bug" not in got.err
 
 
+def _torch_out_of_memory() -> BaseException:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize("error", [MemoryError, _torch_out_of_memory])
 def test_too_little_memory_is_not_a_bug(
-    sned: Callable[..., Outcome], failing: Callable[[str, BaseException], None]
+    sned: Callable[..., Outcome],
+    failing: Callable[[str, BaseException], None],
+    error: Callable[[], BaseException],
 ) -> None:
-    failing("sned.jobs.prune.prune", MemoryError())
+    failing("sned.jobs.prune.prune", error())
     got = sned(*PRUNE)
     assert got.code == 1
+    assert "out of memory" in got.err
     assert "--stream on" in got.err
+    assert "bug" not in got.err
 
 
 @pytest.mark.parametrize(

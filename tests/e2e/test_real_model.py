@@ -24,7 +24,7 @@ def pruned(home: Path) -> Path:
     out = home / "pruned"
     done = sned(
         "prune", "demo", "-m", "replaceme", "--layers", "6", *SHORT,
-        "--eval-tokens", "1024", "--baseline", "random", "-o", out, "--json",
+        "--eval-tokens", "1024", "--baseline", "random", "--no-speed", "-o", out, "--json",
     )  # fmt: skip
     assert json.loads(done.stdout) == json.loads((out / "sned" / "report.json").read_text())
     return out

@@ -133,13 +133,21 @@ def _explain(error: Exception, terminal: Terminal) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         terminal.say("error", f"the disk is full: {error}\n  hint: free some space, and repeat the command", "red")
         return NOT_WRITTEN
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _ran_out_of_memory(error):
         remedy = "--stream on reads layers from disk one by one; a smaller --seq-len needs less, too"
+        remedy += "; so does --recompute" if terminal.command.startswith("sned heal") else ""
         terminal.say("error", f"out of memory: {error}\n  hint: {remedy}", "red")
         return FAILED
     message = f"{type(error).__name__}: {error}\n  This is a bug in sned; repeat with -v to see where."
     terminal.say("error", message, "red")
     return FAILED
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Tell whether it did; torch has an error of its own for that on a GPU, and on a CPU only a message."""
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return True
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _explain_usage(error: Any, message: str, terminal: Terminal) -> int:
