@@ -20,7 +20,7 @@ pytestmark = REAL
 def test_blocks_leave_a_model_that_runs_without_sned(tmp_path: Path) -> None:
     out = tmp_path / "blocks"
     asked = ["--blocks", "2", "--types", "mha", "--search", "racing"]
-    report = prune_demo(out, "-m", "blockpruner", *asked, "--calib-tokens", "512", "--seq-len", "256")
+    report = prune_demo(out, "-m", "blockpruner", *asked, "--calib-tokens", "256", "--seq-len", "128")
     steps = report["search"]["steps"]
     assert len({step["cut"] for step in steps}) == 2
     assert steps[-1]["params"] == report["model"]["params"]["pruned"] < report["model"]["params"]["dense"]
@@ -37,15 +37,15 @@ def test_streamed_planning_gives_the_same_plan(tmp_path: Path) -> None:
     digests = set()
     for mode in ("on", "off"):
         out = tmp_path / f"stream-{mode}"
-        sned("plan", "demo", "-m", "replaceme", "--probe", "2", "--layers", "4", "--calib-tokens", "1024",
-             "--seq-len", "512", *FP32, "--stream", mode, "-o", out)  # fmt: skip
+        sned("plan", "demo", "-m", "replaceme", "--probe", "2", "--layers", "4", "--calib-tokens", "512",
+             "--seq-len", "256", *FP32, "--stream", mode, "-o", out)  # fmt: skip
         digests.add(json.loads((out / "plan.json").read_text())["digest"])
     assert len(digests) == 1
 
 
 def test_an_interrupted_job_says_how_to_resume_and_resumes(tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    job = ["plan", "demo", "-m", "replaceme", "--layers", "5", "--calib-tokens", "2048", "--seq-len", "256"]
+    job = ["plan", "demo", "-m", "replaceme", "--layers", "5", "--calib-tokens", "1024", "--seq-len", "256"]
     job += [*FP32, "-o"]
     sned(*job, straight)
     child = subprocess.Popen(

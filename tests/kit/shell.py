@@ -35,8 +35,8 @@ def sned(*arguments: str | Path, check: int = 0) -> subprocess.CompletedProcess[
 
 
 def prune_demo(out: Path, *arguments: str) -> dict[str, Any]:
-    """Prune the real model into a folder, judge it on 1,024 tokens, and return its report."""
-    sned("prune", "demo", *arguments, "--eval-tokens", "1024", "--no-speed", *FP32, "-o", out)
+    """Prune the real model into a folder, judge it on 512 tokens, and return its report."""
+    sned("prune", "demo", *arguments, "--eval-tokens", "512", "--no-speed", *FP32, "-o", out)
     return json.loads((out / "sned" / "report.json").read_text())
 
 
