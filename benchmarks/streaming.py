@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 TOKENS, SEQ_LEN = int(os.environ.get("TOKENS", "8192")), 512
-METHODS: dict[str, dict[str, Any]] = {"replaceme": {"layers": 6, "probe": 0}, "sparsegpt": {"sparsity": 0.5}}
+METHODS: dict[str, dict[str, Any]] = {
+    "replaceme": {"layers": 6, "probe": 0},
+    "sparsegpt": {"sparsity": 0.5},
+    "taylor": {"remove": 0.1},
+    "streamline": {"layers": 6, "loss": "kl"},
+}
 SIZES = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 30, "num_attention_heads": 18}
 SAMPLED_EVERY_SECONDS = 0.005
 
@@ -100,7 +105,7 @@ def _plan(folder: str, method: str, mode: str) -> dict[str, Any]:
     from sned.runtime.planner import make_plan
 
     options = dict(METHODS[method])
-    budget = Budget(**{key: options.pop(key) for key in ("layers", "sparsity") if key in options})
+    budget = Budget(**{key: options.pop(key) for key in ("layers", "remove", "sparsity") if key in options})
     with tempfile.TemporaryDirectory() as journal:
         with _Peak() as peak:
             model = sned.load(folder, stream=mode)

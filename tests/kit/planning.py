@@ -52,7 +52,7 @@ PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFU
 
 
 SHORT: dict[str, dict[str, Any]] = {
-    "displlm": {"epochs": 2, "rate": 0.02},
+    "displlm": {"epochs": 1, "rate": 0.02},
     "policygrad": {"epochs": 1},
     "taylorsearch": {"proposals": 2, "mlp_group": 16},
     "zeroth": {"directions": 6},

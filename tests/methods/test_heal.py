@@ -170,7 +170,7 @@ def test_what_does_not_help_changes_nothing() -> None:
 )
 def test_layers_that_run_again_or_are_read_when_needed_learn_the_same(name: str, given: dict[str, Any]) -> None:
     """To the bit: what a layer keeps for the way back, and where its weights are until then, changes no number."""
-    plan = cut(name)
+    plan, given = cut(name), {"schedule": Schedule(batch=12, lr=5e-3), **given}
     kept, ctx, _ = healed(name, plan, **given)
     assert gained(ctx) > 0
     again, _, _ = healed(name, plan, recompute=True, **given)
