@@ -111,7 +111,7 @@ _Recompute = Annotated[
     typer.Option(
         "--recompute",
         metavar="",
-        help="Keep only what enters each layer, and run it again on the way back: less memory, up to a third more time.",
+        help="Keep only what enters each layer, and run it again on the way back: less memory, some more time.",
         rich_help_panel=_TRAINING,
     ),
 ]

@@ -74,6 +74,7 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
         held = memory_to_sparsify(view, tokens)
     if method.goes_back and calibration is not None:
         held = memory_for_gates(view, 0, calibration.length)
+        passes *= 4 / 3 if view.streamed else 1  # layers run again on the way back
     return {
         "model": request.load.model,
         "method": method.name,

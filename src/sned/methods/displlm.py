@@ -29,7 +29,8 @@ EVALUATIONS = 8
     prunes="width",
     title="DISP-LLM: Dimension-Independent Structural Pruning for Large Language Models",
     budgets=("remove",),
-    passes=lambda options: 3.5 * options["epochs"],  # there, back, and to judge
+    # there and back for each epoch, to judge, and once for the start
+    passes=lambda options: 3.5 * options["epochs"] + 1 + 3 * (options["start"] == "slopes"),
     goes_back=True,
 )
 def displlm(
