@@ -160,6 +160,18 @@ def test_other_commands_refuse_to_run_in_several(
     assert f"sned {command[0]} runs in one process" in done.err
 
 
+def test_half_an_environment_is_no_launcher(sned: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    done = sned("heal", "x", "-o", "y")
+    assert done.code == 2
+    assert (
+        "WORLD_SIZE tells of 2 processes, but not how to reach them: RANK, MASTER_ADDR, MASTER_PORT missing" in done.err
+    )
+    assert "torchrun" in done.err
+
+
 def test_what_is_shared_out_is_shared_evenly() -> None:
     sizes = {"a": 9, "b": 5, "c": 4, "d": 1, "e": 1}
     assert Crew(1, 2).owners(sizes) == {"a": 0, "b": 1, "c": 1, "d": 0, "e": 1}

@@ -1,6 +1,6 @@
 """Processes that train one model together, each on its part of every step's text.
 
-A launcher such as `torchrun` starts them and says so in the environment. May import torch alone.
+A launcher such as `torchrun` starts them and says so in the environment. May import torch and `errors`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import distributed
+
+from sned.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -95,10 +97,19 @@ def size() -> int:
 
 @contextmanager
 def joined() -> Iterator[Crew]:
-    """Join the processes that a launcher has started, on a device for each; alone without one."""
+    """Join the processes that a launcher has started, on a device for each; alone without one.
+
+    Raises:
+        ConfigError: the environment speaks of several processes, and does not say how to reach them.
+    """
     if size() == 1:
         yield ALONE
         return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ConfigError(
+            f"WORLD_SIZE tells of {size()} processes, but not how to reach them: {', '.join(missing)} missing",
+            hint="start them with torchrun, or unset WORLD_SIZE to run one",
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # Imported later, its default arguments hold the group beyond its end, and the group's threads then meet an
