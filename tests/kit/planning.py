@@ -65,9 +65,13 @@ class Messages(Progress):
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.told: list[str] = []
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
+
+    def info(self, message: str) -> None:
+        self.told.append(message)
 
 
 class Kill(Progress):

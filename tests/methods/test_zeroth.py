@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from kit.planning import calibration, plan_on
+from kit.planning import Messages, calibration, plan_on
 from kit.planted import dead_units, streamed_view
 from kit.searching import context_of, fresh, loss
 from kit.tiny import make_model
@@ -88,8 +88,11 @@ def _mask(ctx: Context, part: Part) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_gate_direction_leaves_what_wanda_says(name: str) -> None:
-    plan = plan_on(fresh(name), "zeroth", directions=1, kinds="mlp", mlp_group=2)
-    assert plan.stages[0].scores["agreement"] > 0.9
+    messages = Messages()
+    plan = plan_on(fresh(name), "zeroth", directions=1, kinds="mlp", mlp_group=2, progress=messages)
+    agreement = plan.stages[0].scores["agreement"]
+    assert agreement > 0.9
+    assert any(f"Wanda-sp to {agreement:.2f}" in text for text in messages.told)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -72,7 +72,8 @@ def zeroth(
     else:
         found = slopes(ctx, "weights", partial(weights_moved, ctx), directions, far)
         parts = find_parts(ctx, "widths", kinds, mlp_group or 1, partial(feature_worths, found=found))
-    ctx.scores["agreement"] = _agreement(plain, parts)
+    ctx.scores["agreement"] = agreement = _agreement(plain, parts)
+    ctx.progress.info(f"ranks agree with those of Wanda-sp to {agreement:.2f} (Spearman's correlation within axes)")
     yield from cuts(parts, keep_highest(ctx, parts, ranked(parts, across), goal.params or 0))
     if repair == "linear":
         yield from refit_linearly(ctx)
