@@ -66,10 +66,8 @@ def needs(
         recompute: Whether layers keep only what enters them, and run again; those of a streamed model do.
     """
     windows = windows_together(length)
-    kept, made = (
-        _kept_for_the_way_back(view, windows, length),
-        {i: _made(view, i, names.get(i, []), rank) for i in view.layers},
-    )
+    kept = _kept_for_the_way_back(view, windows, length)
+    made = {i: _made(view, i, names.get(i, []), rank) for i in view.layers}
     numbers = {i: _of_numbers(view, i, names.get(i, []), rank, processes) for i in view.layers if i >= min(names)}
     rest = _LOGITS * view.geometry.vocab
     if not (recompute or view.streamed):
