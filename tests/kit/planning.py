@@ -53,9 +53,9 @@ PAIRS = [(m, name) for m in METHODS for name in FAMILY_NAMES if name not in REFU
 
 SHORT: dict[str, dict[str, Any]] = {
     "displlm": {"epochs": 1, "rate": 0.02},
-    "policygrad": {"epochs": 1},
+    "policygrad": {"epochs": 1, "masks": 2},
     "taylorsearch": {"proposals": 2, "mlp_group": 16},
-    "zeroth": {"directions": 6},
+    "zeroth": {"directions": 3},
 }
 """Options with which a method that learns is done soon, unless a test gives its own."""
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 everywhere = pytest.mark.parametrize(("method", "name"), PAIRS)
 every_method = pytest.mark.parametrize("method", METHODS)
 whole_layers = pytest.mark.parametrize("method", [m for m in METHODS if "layers" in find_method(m).budgets])
-MOMENTS = 16
+MOMENTS = 8
 """Where a run has more steps than that, it is killed at so many of them, evenly spread."""
 
 
