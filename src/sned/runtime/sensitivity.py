@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sned.models.geometry import Axis
+    from sned.models.view import View
     from sned.runtime.context import Context
 
 
@@ -37,12 +38,13 @@ def gate_sensitivities(ctx: Context, axes: Sequence[Axis], windows: int | None =
     view, tokens = ctx.view, ctx.calibration if windows is None else ctx.calibration.take(windows)
     sums = {axis.name: torch.zeros(len(view.alive[axis.name]), dtype=torch.float64) for axis in axes}
     state, batches = ctx.state(tokens), tokens.ids.split(windows_together(tokens.length))
+    model = Predictions(view, ctx.cost)
     with ctx.progress.task("back-propagate", tokens.n_tokens) as advance:
         for number, ids in enumerate(batches):
             key = [*state, sorted(sums), number]
             found = ctx.journal.load_tensors("sensitivity", key)
             if found is None:
-                found = _gradients(ctx, axes, ids)
+                found = _gradients(view, model, axes, ids.to(view.device))
                 ctx.journal.save_tensors("sensitivity", key, found)
             for name, gradient in found.items():
                 sums[name] += gradient.double().abs() * len(ids) / len(tokens)
@@ -50,14 +52,13 @@ def gate_sensitivities(ctx: Context, axes: Sequence[Axis], windows: int | None =
     return sums
 
 
-def _gradients(ctx: Context, axes: Sequence[Axis], ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def _gradients(view: View, model: Predictions, axes: Sequence[Axis], ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the gradient of a batch's mean loss by the gates of the present units, by axis."""
-    view = ctx.view
     gates = [torch.ones(axis.size, device=view.device, requires_grad=True) for axis in axes]
     with ExitStack() as stack, torch.enable_grad():
         for axis, gate in zip(axes, gates, strict=True):
             stack.enter_context(trial.gate(view, axis, gate))
-        found = torch.autograd.grad(Predictions(view, ctx.cost).cross_entropy(ids.to(view.device)), gates)
+        found = torch.autograd.grad(model.cross_entropy(ids), gates)
     alive = {axis.name: list(view.alive[axis.name]) for axis in axes}
     out = {axis.name: grad[alive[axis.name]].float().cpu() for axis, grad in zip(axes, found, strict=True)}
     if not all(torch.isfinite(gradient).all() for gradient in out.values()):
