@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from kit.shell import ENVIRONMENT, REAL, prune_demo
+from kit.shell import ENVIRONMENT, FP32, REAL, prune_demo, sned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,12 +55,14 @@ def test_a_share_of_the_weights_is_zero_to_the_last_one(tmp_path: Path) -> None:
     assert 10 < dense < ours < 4 * dense
 
 
-def test_of_any_four_weights_two_are_zero(tmp_path: Path) -> None:
-    out = tmp_path / "two-of-four"
-    report = prune_demo(out, "-m", "sparsegpt", "--pattern", "2:4", *TEXT)
+def test_a_plan_of_two_of_four_is_applied(tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan", tmp_path / "two-of-four"
+    sned("plan", "demo", "-m", "sparsegpt", "--pattern", "2:4", *TEXT, *FP32, "-o", plan)
+    sned("apply", "demo", plan, *FP32, "-o", out)
     zeros, of, kept = zeros_without_sned(out)
     assert (of, kept) == (WEIGHTS, 2)
     assert WEIGHTS // 2 <= zeros < WEIGHTS // 2 + 100, "a weight that stays is seldom zero by itself"
     census = json.loads((out / "sned" / "sparsity.json").read_text())
     assert {tensor["pattern"] for tensor in census["tensors"].values()} == {"2:4"}
-    assert report["quality"]["pruned"]["perplexity"] < 200, "the dense model has about 18"
+    judged = sned("eval", out, "--eval-tokens", "512", *FP32, "--json")
+    assert json.loads(judged.stdout)["quality"]["pruned"]["perplexity"] < 200, "the dense model has about 18"
