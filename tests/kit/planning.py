@@ -17,6 +17,7 @@ from sned.runtime.journal import Journal
 from sned.runtime.method import Method, all_methods, find_method
 from sned.runtime.planner import make_plan
 from sned.runtime.sweep import Cost
+from sned.runtime.widths import HEADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +59,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "zeroth": {"directions": 3},
 }
 """Options with which a method that learns is done soon, unless a test gives its own."""
+FROM_GATES = ("policygrad", "taylor", "taylorsearch", "zeroth")
+"""Methods that learn from gates: where cutting heads is something else, they are asked for channels alone."""
 
 
 class Messages(Progress):
@@ -133,10 +136,12 @@ def small_batches(monkeypatch: pytest.MonkeyPatch, tokens: int = 32) -> None:
 
 def plan_on(view: View, method: str | Method, folder: Path | None = None, **given: Any) -> Plan:
     """Plan with the tokens and the budget of the contracts; `given` may name others, and options."""
+    found = find_method(method)
+    exact = found.name not in FROM_GATES or HEADS not in view.family.inexact
     budget = {field.name: given.pop(field.name) for field in fields(Budget) if field.name in given}
     return make_plan(
         view,
-        find_method(method),
+        found,
         given.pop("tokens", calibration()),
         Budget(**budget) if budget else budget_for(method),
         source="here",
@@ -144,7 +149,7 @@ def plan_on(view: View, method: str | Method, folder: Path | None = None, **give
         journal=Journal(folder),
         progress=given.pop("progress", Progress()),
         cost=given.pop("cost", None),
-        options=SHORT.get(find_method(method).name, {}) | given,
+        options=SHORT.get(found.name, {}) | ({} if exact else {"kinds": "mlp"}) | given,
     )
 
 

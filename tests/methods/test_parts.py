@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from kit.compare import assert_same_logits, logits
-from kit.planning import calibration, plan_on
+from kit.planning import FROM_GATES, Messages, calibration, plan_on
 from kit.planted import dead_units, idle_layers, spoken_by
 from kit.searching import context_of, fresh, loss
 from kit.tiny import CONFIGS, DENSE_NAMES, LAYERS, fill, make_model
@@ -199,3 +199,27 @@ def test_heads_that_carry_positions_are_refused_at_once(method: str) -> None:
         plan_on(View(model), method, cost=cost)
     assert "--kinds mlp" in (caught.value.hint or "")
     assert cost.forward_layer_tokens == 0
+
+
+@pytest.mark.parametrize("method", FROM_GATES)
+@pytest.mark.parametrize("kinds", ["both", "heads"])
+def test_heads_whose_gates_are_no_cuts_are_refused_at_once(method: str, kinds: str) -> None:
+    cost, told = Cost(), Messages()
+    with pytest.raises(UnsupportedModelError, match="a norm of this model spans all its heads") as caught:
+        plan_on(fresh("olmo2"), method, cost=cost, progress=told, kinds=kinds)
+    assert "--kinds mlp" in (caught.value.hint or "")
+    assert cost.forward_layer_tokens == 0
+    assert not told.warnings
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [("policygrad", {"units": "blocks"}), ("zeroth", {"form": "weights"}), ("wandasp", {}), ("flap", {})],
+)
+def test_what_learns_from_no_gate_on_a_head_goes_on(method: str, given: dict[str, Any]) -> None:
+    """Heads that are cut there by other scores are warned of."""
+    told = Messages()
+    plan = plan_on(fresh("olmo2"), method, progress=told, **({"kinds": "both"} | given))
+    assert removed(plan)
+    assert bool(told.warnings) == (method != "policygrad")
+    assert all("a norm spans all heads" in warning for warning in told.warnings)

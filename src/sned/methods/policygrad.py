@@ -17,7 +17,7 @@ from sned.runtime.policy import BaselineOption, Lesson, Masks, Rate, learn
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
 from sned.runtime.search import ObjectiveOption
-from sned.runtime.widths import Kinds
+from sned.runtime.widths import Kinds, require_exact_gates
 from sned.score.bernoulli import chances_of, project
 from sned.training.options import Batch, Epochs
 
@@ -70,6 +70,8 @@ def policygrad(
     parameters, every axis keeps something, and ties go to the first. Layers and blocks, which the paper claims and its
     code lacks, work alike.
     """
+    if units == "widths":
+        require_exact_gates(ctx.view, kinds)
     params, parts = goal.params or 0, find_parts(ctx, units, kinds, mlp_group)
     sizes = torch.tensor([part.params for part in parts], dtype=torch.float64)
     groups = groups_of(parts, budgets)

@@ -12,7 +12,7 @@ from sned.runtime.parts import Across, MlpGroup, cuts, find_parts, keep_highest,
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
 from sned.runtime.sensitivity import gate_sensitivities
-from sned.runtime.widths import Kinds
+from sned.runtime.widths import Kinds, require_exact_gates
 from sned.training.memory import require_memory_for_gates
 
 
@@ -42,6 +42,7 @@ def taylor(
     Departures: windows of calibration text take the place of ten short samples, and absolute values are taken batch
     by batch; all layers may be cut; a head is a KV group with all its queries; the budget is met to within one part.
     """
+    require_exact_gates(ctx.view, kinds)
     require_memory_for_gates(ctx.view, 0, ctx.calibration.length, ctx.free_memory)
     parts = find_parts(ctx, "widths", kinds, mlp_group, gate_sensitivities)
     yield from cuts(parts, keep_highest(ctx, parts, ranked(parts, across), goal.params or 0))

@@ -36,6 +36,7 @@ from sned.runtime.widths import (
     axes_to_cut,
     group_sizes,
     present_axes,
+    require_exact_gates,
 )
 from sned.training.memory import require_memory_for_gates
 
@@ -84,6 +85,7 @@ def taylorsearch(
 
     Sources: the criterion is that of LLM-Pruner (arXiv:2305.11627), the loop that of MultiPruner (arXiv:2501.09949).
     """
+    require_exact_gates(ctx.view, kinds)
     axes = axes_to_cut(ctx, kinds)
     groups = group_sizes(ctx.view, mlp_group, attn_group)
     require_memory_for_gates(ctx.view, 0, ctx.calibration.length, ctx.free_memory)

@@ -18,7 +18,7 @@ from sned.runtime.parts import Across, MlpGroup, Part, cuts, find_parts, keep_hi
 from sned.runtime.random_steps import Directions, feature_worths, gates_moved, slopes, weights_moved
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
-from sned.runtime.widths import Kinds
+from sned.runtime.widths import Kinds, require_exact_gates
 from sned.score.spsa import estimate, rank_correlation, sizes
 
 STEPS = {"gates": 1e-2, "weights": 1e-4}
@@ -61,6 +61,8 @@ def zeroth(
     Departures: windows of calibration text; every layer may be cut; a head is a KV group with all its queries; the
     exact norm in the paper's equation 9 is not certain, and the one here is that of Wanda. No weight is left changed.
     """
+    if form == "gates":
+        require_exact_gates(ctx.view, kinds)
     far = step or STEPS[form] * (1.0 if ctx.view.dtype == torch.float32 else COARSE)
     plain = find_parts(ctx, "widths", kinds, mlp_group or (1 if form == "weights" else None))
     keep_highest(ctx, plain, ranked(plain, across), goal.params or 0)  # out of reach, no direction is worth trying

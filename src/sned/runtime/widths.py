@@ -166,7 +166,21 @@ def head_obstacle(view: View) -> str | None:
 def warn_of_inexact_heads(ctx: Context) -> None:
     """Tell the user if trying heads out is not quite what cutting them will be."""
     if HEADS in ctx.view.family.inexact:
-        ctx.progress.warn("a norm spans all heads here: the losses of head candidates are those before it adapts")
+        ctx.progress.warn("a norm spans all heads here: cutting some changes the others, which shows only afterwards")
+
+
+def require_exact_gates(view: View, kinds: str) -> None:
+    """Make sure that gates on the units that are cut, from which a method is to learn, act as the cuts will.
+
+    Raises:
+        UnsupportedModelError: heads are cut, and a norm spans all of them, so that the others change with each cut.
+    """
+    if kinds != "mlp" and HEADS in view.family.inexact:
+        raise UnsupportedModelError(
+            "heads cannot be learned from gates: a norm of this model spans all its heads, so that cutting some changes"
+            " the others, which a gate does not show.",
+            hint="use --kinds mlp, or a method that learns nothing from gates, such as wandasp",
+        )
 
 
 def axes_to_cut(ctx: Context, kinds: str) -> list[Axis]:
