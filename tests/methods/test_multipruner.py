@@ -9,6 +9,7 @@ import pytest
 from kit.compare import assert_same_logits, logits
 from kit.planning import Messages, calibration
 from kit.planted import dead_units, spoken_by
+from kit.searching import context_of
 from kit.tiny import CONFIGS, fill, make_model
 from transformers import AutoModelForCausalLM, FalconConfig
 
@@ -20,7 +21,9 @@ from sned.plans.budget import Budget
 from sned.plans.ops import DropSublayer, Keep, Op
 from sned.plans.plan import merged
 from sned.plans.published import ops_from_multipruner, to_multipruner
+from sned.runtime.parts import fluctuations, unit_worths
 from sned.runtime.planner import make_plan
+from sned.runtime.widths import present_axes
 from sned.score.magnitude import units_by_magnitude
 
 if TYPE_CHECKING:
@@ -112,16 +115,23 @@ def test_more_is_removed_by_going_on() -> None:
     assert many[: len(few)] == few
 
 
-def test_what_is_left_of_an_axis_is_the_largest_or_the_first() -> None:
+@pytest.mark.parametrize("order", ["magnitude", "stored", "wandasp", "flap"])
+def test_units_leave_in_the_order_that_is_asked_for(order: str) -> None:
+    """By size, by what the methods of that name think of the dense model, or the last ones first."""
     view = View(make_model("gpt_neox"))
-    orders = units_by_magnitude(view, view.geometry.axes)
-    for reorder in (True, False):
-        ops = plan(View(make_model("gpt_neox")), split="0:80:20", reorder=reorder).ops
-        assert len(ops) > 4
-        for op in ops:
-            assert isinstance(op, Keep)
-            first = orders[op.axis] if reorder else range(view.axis(op.axis).size)
-            assert set(op.units) == set(first[: len(op.units)])
+    first, ctx = {axis.name: list(range(axis.size)) for axis in view.geometry.axes.values()}, context_of(view)
+    axes = present_axes(view, ("attn.group", "mlp.hidden"))
+    if order == "magnitude":
+        first = units_by_magnitude(view, first)
+    elif order == "wandasp":
+        first = {name: own.argsort(descending=True).tolist() for name, own in unit_worths(ctx, axes).items()}
+    elif order == "flap":
+        first = {name: own.argsort(descending=True).tolist() for name, (own, _) in fluctuations(ctx, axes).items()}
+    ops = plan(View(make_model("gpt_neox")), split="0:80:20", order=order).ops
+    assert len(ops) > 4
+    for op in ops:
+        assert isinstance(op, Keep)
+        assert set(op.units) == set(first[op.axis][: len(op.units)])
 
 
 def test_every_axis_keeps_a_unit() -> None:
@@ -142,14 +152,14 @@ def test_dead_channels_go_first_and_cost_nothing() -> None:
     assert_same_logits(logits(view.model), want)
 
 
-@pytest.mark.parametrize("reorder", [True, False])
-def test_a_plan_can_be_written_in_the_format_of_the_authors(reorder: bool) -> None:
+@pytest.mark.parametrize("order", ["magnitude", "stored"])
+def test_a_plan_can_be_written_in_the_format_of_the_authors(order: str) -> None:
     view = View(make_model("gpt_neox"))
-    made = plan(view, 0.3, split="30:50:20", reorder=reorder)
+    made = plan(view, 0.3, split="30:50:20", order=order)
     written = to_multipruner(made, view.geometry)
     assert written["pruned_attn_idx"] or written["pruned_mlp_idx"]
     base = View(make_model("gpt_neox"))
-    again = cut("gpt_neox", ops_from_multipruner(written, base, reorder=not reorder))
+    again = cut("gpt_neox", ops_from_multipruner(written, base, reorder=order == "stored"))
     assert_same_logits(logits(again.model), logits(view.model))
 
 

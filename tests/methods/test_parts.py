@@ -10,7 +10,7 @@ from kit.compare import assert_same_logits, logits
 from kit.planning import FROM_GATES, Messages, calibration, plan_on
 from kit.planted import dead_units, idle_layers, spoken_by
 from kit.searching import context_of, fresh, loss
-from kit.tiny import CONFIGS, DENSE_NAMES, LAYERS, fill, make_model
+from kit.tiny import CONFIGS, DENSE_NAMES, LAYERS, MLP, fill, make_model
 from transformers import AutoModelForCausalLM, FalconConfig
 
 from sned.errors import BudgetError, UnsupportedModelError
@@ -64,6 +64,21 @@ def test_worth_is_what_the_readers_receive(name: str) -> None:
         channels = (weight.abs() * norm).mean(0)
         wanted = [float(channels[u * axis.tap_block : (u + 1) * axis.tap_block].mean()) for u in range(axis.size)]
         assert found[axis.name].tolist() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("across", ["global", "standard"])
+def test_what_scores_least_anywhere_goes(across: str) -> None:
+    """Channels of all axes on one list: by score per parameter, or by score in deviations from the axis' mean."""
+    view = fresh("mistral")
+    axes = [axis for axis in view.geometry.axes.values() if axis.kind == "mlp.hidden"]
+    worths = unit_worths(context_of(view), axes)
+    if across == "standard":
+        worths = {name: (own - own.mean()) / own.std(correction=0) for name, own in worths.items()}
+    plan = plan_on(fresh("mistral"), "wandasp", kinds="mlp", across=across, remove=0.1)
+    gone = {(axis.name, u) for axis in axes for u in set(range(axis.size)) - set(kept(plan).get(axis.name, range(MLP)))}
+    everywhere = sorted((float(own[u]), (name, u)) for name, own in worths.items() for u in range(MLP))
+    assert gone == {place for _, place in everywhere[: len(gone)]}
+    assert len({len(units) for units in kept(plan).values()}) > 1
 
 
 def test_uniform_takes_the_same_share_of_every_axis() -> None:

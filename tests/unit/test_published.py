@@ -161,12 +161,10 @@ def test_a_multipruner_result_that_does_not_fit_is_refused(given: dict[str, Any]
 
 @pytest.mark.parametrize("reorder", [False, True])
 def test_a_multipruner_result_survives_a_round_trip(reorder: bool) -> None:
-    view = View(make_model("qwen2"))
+    view, order = View(make_model("qwen2")), "magnitude" if reorder else "stored"
     given = document(attn={0: GROUP}, mlp={0: 20, 3: 12})
     ops = ops_from_multipruner(given, view, reorder=reorder)
-    written = json.loads(
-        json.dumps(to_multipruner(plan(view, *ops, method="multipruner", reorder=reorder), view.geometry))
-    )
+    written = json.loads(json.dumps(to_multipruner(plan(view, *ops, method="multipruner", order=order), view.geometry)))
     assert written == given | {"weight_reorder": reorder}
     assert ops_from_multipruner(written, view, reorder=not reorder) == ops
 
@@ -190,8 +188,10 @@ def test_what_the_multipruner_format_cannot_say_is_refused() -> None:
     scattered = Keep(axis="layers.0.mlp.hidden", units=(3, 5, 7))
     for refused in (
         plan(view, scattered),
-        plan(view, scattered, method="multipruner", reorder=False),
-        plan(view, scattered, method="wandasp", reorder=True),
+        plan(view, scattered, method="multipruner", order="stored"),
+        plan(view, scattered, method="multipruner", order="wandasp"),
+        plan(view, scattered, method="imported", reorder=False),
+        plan(view, scattered, method="wandasp", order="magnitude"),
     ):
         with pytest.raises(PlanError, match=r"how many units are kept, not which; .* layers.0.mlp.hidden"):
             to_multipruner(refused, view.geometry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 
@@ -13,18 +13,16 @@ from sned.plans.ops import AddBias, Keep, Op
 from sned.runtime.context import Context
 from sned.runtime.method import method
 from sned.runtime.parts import (
+    Across,
     MlpGroup,
     cuts,
     find_parts,
+    fluctuations,
     keep_highest,
     ranked,
     reader_weight,
-    received_by,
-    standardised,
 )
-from sned.runtime.statistics import Fluctuation
 from sned.runtime.widths import Kinds
-from sned.score.importance import unit_fluctuations
 
 if TYPE_CHECKING:
     from sned.models.geometry import Axis
@@ -43,10 +41,7 @@ def flap(
     goal: Goal,
     kinds: Kinds = "both",
     mlp_group: MlpGroup = 1,
-    across: Annotated[
-        Literal["standard", "uniform", "global"],
-        "compared anywhere in standard deviations of their axis, the same share of every axis, or per parameter",
-    ] = "standard",
+    across: Across = "standard",
     compensate: Annotated[bool, "whether a bias makes up for the mean of what is cut"] = True,
 ) -> Iterator[Op]:
     """Cut the units with the least variance times squared weight of their readers (WIFV), and add their means.
@@ -60,16 +55,12 @@ def flap(
     means: dict[str, torch.Tensor] = {}
 
     def worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
-        view, found = ctx.view, dict[str, torch.Tensor]()
-        received = [Fluctuation(*received_by(view, axis)) for axis in axes]
-        for axis, (mean, variance) in zip(axes, ctx.collect(*received), strict=True):
-            means[axis.name] = mean
-            found[axis.name] = unit_fluctuations(reader_weight(view, axis), variance, len(view.alive[axis.name]))
-        return found
+        found = fluctuations(ctx, axes)
+        means.update({name: mean for name, (_, mean) in found.items()})
+        return {name: worth for name, (worth, _) in found.items()}
 
     parts = find_parts(ctx, "widths", kinds, mlp_group, worths)
-    ranks = standardised(parts) if across == "standard" else ranked(parts, across)
-    added = 0
+    ranks, added = ranked(parts, across), 0
     while True:  # until what is cut makes up for the biases too
         trims = cuts(parts, keep_highest(ctx, parts, ranks, (goal.params or 0) + added))
         keeps = [op for op in trims if isinstance(op, Keep)]

@@ -12,6 +12,7 @@ from sned.plans.ops import Op
 from sned.runtime.context import Context
 from sned.runtime.greedy import Criterion, Proposals, block_proposals, greedily, removed_params
 from sned.runtime.method import method
+from sned.runtime.parts import UnitOrder, unit_orders
 from sned.runtime.repair import RepairOption
 from sned.runtime.repair import repair as refit_linearly
 from sned.runtime.search import Confidence, ObjectiveOption, Search, SearchMode
@@ -30,7 +31,6 @@ from sned.runtime.widths import (
     require_channels,
     warn_of_inexact_heads,
 )
-from sned.score.magnitude import units_by_magnitude
 
 if TYPE_CHECKING:
     from sned.models.view import View
@@ -52,7 +52,7 @@ def multipruner(
     ] = None,
     mlp_group: ChannelGroup = None,
     attn_group: HeadGroup = 1,
-    reorder: Annotated[bool, "cut the units with the smallest weights first, not the last ones"] = True,
+    order: UnitOrder = "magnitude",
     widths: Annotated[
         Literal["greedy", "nsga2"], "how widths are chosen: step by step, or evolved all at once"
     ] = "greedy",
@@ -71,7 +71,8 @@ def multipruner(
 
     Departures: all stages look at the same calibration tokens; a layer that lost both its blocks goes altogether,
     and a removed block takes its norm with it. Heads stay where cutting them is not possible: ALiBi gives each its
-    own bias. `criterion` and `repair` are ours. `widths=nsga2` is the paper's evolutionary variant: blocks take half
+    own bias. `criterion`, `repair` and the scores of
+    `order` but the first are ours. `widths=nsga2` is the paper's evolutionary variant: blocks take half
     of the budget, then all widths are evolved at once.
     """
     view = ctx.view
@@ -79,9 +80,9 @@ def multipruner(
     parts = _parse_split(split or _default_split(view), view)
     if parts[2]:
         warn_of_inexact_heads(ctx)
-    present = [axis.name for axis in present_axes(view, (MLP, HEADS))]
-    orders = units_by_magnitude(view, present) if reorder else {name: list(view.alive[name]) for name in present}
-    narrow = Widths(view, orders, group_sizes(view, mlp_group, attn_group))
+    narrow = Widths(
+        view, unit_orders(ctx, present_axes(view, (MLP, HEADS)), order), group_sizes(view, mlp_group, attn_group)
+    )
     searching = Search(ctx, search, objective, confidence)
     target = goal.params or 0
     if widths == "nsga2":

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from sned.models.family import Sublayer
     from sned.models.geometry import Axis, Geometry
     from sned.models.view import View
-    from sned.plans.plan import Plan
+    from sned.plans.plan import Plan, Stage
 
 AXES: dict[Sublayer, str] = {"attn": "attn.group", "mlp": "mlp.hidden"}
 _NAMES: dict[Literal["mha", "mlp"], Sublayer] = {"mha": "attn", "mlp": "mlp"}
 """What BlockPruner calls a sublayer."""
-_SORTING = ("multipruner", "imported")
-"""Methods of stages whose option `reorder` says that they keep the units of greatest magnitude."""
+_SORTING = {"multipruner": {"order": "magnitude"}, "imported": {"reorder": True}}
+"""The option with which a stage's method keeps the units of greatest magnitude."""
 
 
 class _MultiPruner(BaseModel):
@@ -187,7 +187,7 @@ def to_multipruner(plan: Plan, geometry: Geometry) -> dict[str, Any]:
     scattered = [name for name, units in remains.kept.items() if units != set(range(len(units)))]
     by_magnitude = bool(scattered)
     trims = [stage for stage in plan.stages if any(isinstance(op, Keep) for op in stage.ops)]
-    if by_magnitude and not all(s.method in _SORTING and s.options.get("reorder") is True for s in trims):
+    if by_magnitude and not all(_sorts(stage) for stage in trims):
         raise PlanError(
             f"MultiPruner's format holds how many units are kept, not which; the plan keeps some of {scattered[0]} "
             "that are neither the first nor known to be the largest"
@@ -278,3 +278,7 @@ def _units(width: int, axis: Axis, which: Sublayer) -> int:
     if width % axis.tap_block:
         raise PlanError(f"{where}, which is no whole number of KV groups of {axis.tap_block}")
     return width // axis.tap_block
+
+
+def _sorts(stage: Stage) -> bool:
+    return stage.method in _SORTING and _SORTING[stage.method].items() <= stage.options.items()

@@ -17,10 +17,10 @@ from sned.models.count import branch_counts, units_counts
 from sned.models.matrices import matrix_of
 from sned.plans.ops import DropLayers, DropSublayer, Keep, Op
 from sned.runtime.greedy import out_of_reach, present_blocks
-from sned.runtime.statistics import Received
+from sned.runtime.statistics import Fluctuation, Received
 from sned.runtime.widths import EVEN, MLP, axes_to_cut
-from sned.score.importance import unit_norms
-from sned.score.magnitude import largest_first
+from sned.score.importance import unit_fluctuations, unit_norms
+from sned.score.magnitude import largest_first, units_by_magnitude
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,13 @@ if TYPE_CHECKING:
 PartKind = Literal["widths", "blocks", "layers"]
 MlpGroup = Annotated[int | None, Field(ge=1), "channels that stay or go together, ranked alike; default: 64, or fewer"]
 Across = Annotated[
-    Literal["uniform", "global"], "the same share of every axis, or what costs least per parameter anywhere"
+    Literal["uniform", "global", "standard"],
+    "the same share of every axis, or the least anywhere: per parameter, or in standard deviations of its axis",
+]
+UnitOrder = Annotated[
+    Literal["magnitude", "wandasp", "flap", "stored"],
+    "which units of an axis go first: the smallest by their weights, those that wandasp or flap would cut first, or the"
+    " last ones as they are stored",
 ]
 _FEW = 16
 """An MLP has at least so many groups, if its channels allow it."""
@@ -85,6 +91,37 @@ def unit_worths(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
     for axis, norm in zip(axes, ctx.collect(*received), strict=True):
         worths[axis.name] = unit_norms(reader_weight(view, axis), norm, len(view.alive[axis.name]))
     return worths
+
+
+def fluctuations(ctx: Context, axes: Sequence[Axis]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return what the present units of each axis are worth, `[units]` (FLAP), and the mean that their readers receive.
+
+    Raises:
+        NumericalError: an activation is not finite.
+    """
+    view, found = ctx.view, dict[str, tuple[torch.Tensor, torch.Tensor]]()
+    received = [Fluctuation(*received_by(view, axis)) for axis in axes]
+    for axis, (mean, variance) in zip(axes, ctx.collect(*received), strict=True):
+        found[axis.name] = unit_fluctuations(reader_weight(view, axis), variance, len(view.alive[axis.name])), mean
+    return found
+
+
+def unit_orders(ctx: Context, axes: Sequence[Axis], order: str) -> dict[str, list[int]]:
+    """Return the present units of each axis in a `UnitOrder`, those that go last first.
+
+    Raises:
+        NumericalError: an activation is not finite.
+    """
+    alive = {axis.name: ctx.view.alive[axis.name] for axis in axes}
+    if order == "magnitude":
+        return units_by_magnitude(ctx.view, alive)
+    if order == "stored":
+        return {name: list(units) for name, units in alive.items()}
+    if order == "wandasp":
+        worths = unit_worths(ctx, axes)
+    else:
+        worths = {name: worth for name, (worth, _) in fluctuations(ctx, axes).items()}
+    return {name: [alive[name][i] for i in largest_first(worth)] for name, worth in worths.items()}
 
 
 def find_parts(
@@ -174,6 +211,8 @@ def ranked(parts: Sequence[Part], across: str) -> torch.Tensor:
     """Return by what parts are compared, the lowest going first, `[parts]`, float64."""
     if across == "uniform":
         return percentiles(parts)
+    if across == "standard":
+        return standardised(parts)
     return torch.tensor([part.worth * len(part.units) / part.params for part in parts], dtype=torch.float64)
 
 
