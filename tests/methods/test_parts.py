@@ -8,7 +8,7 @@ import pytest
 import torch
 from kit.compare import assert_same_logits, logits
 from kit.planning import FROM_GATES, Messages, calibration, plan_on
-from kit.planted import dead_units, idle_layers, spoken_by
+from kit.planted import dead_units, idle_layers, spoken_by, streamed_view
 from kit.searching import context_of, fresh, loss
 from kit.tiny import CONFIGS, DENSE_NAMES, LAYERS, MLP, fill, make_model
 from transformers import AutoModelForCausalLM, FalconConfig
@@ -19,7 +19,7 @@ from sned.models.count import branch_counts, count
 from sned.models.view import View
 from sned.plans.ops import DropLayers, DropSublayer, Keep
 from sned.runtime.parts import find_parts, keep_highest, percentiles, unit_worths
-from sned.runtime.sensitivity import gate_sensitivities
+from sned.runtime.sensitivity import gate_sensitivities, weight_sensitivities
 from sned.runtime.sweep import SUBLAYERS, Cost
 
 if TYPE_CHECKING:
@@ -181,9 +181,42 @@ def test_sensitivity_is_how_the_loss_answers_to_a_unit(name: str) -> None:
             assert float(found[axis.name][unit]) == pytest.approx(abs(steps[0] - steps[1]) / 0.02, rel=0.01, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama", "falcon", "phi3", "gpt2", "gemma2", "olmo2", "opt", "gpt_neox"])
+def test_a_unit_answers_for_all_of_its_weights(name: str) -> None:
+    """By ordinary back-propagation; a model that holds |weight x gradient| loses as much of it as a cut takes away."""
+    text, model = calibration(), make_model(name).requires_grad_(True)
+    chances = model(text.ids).logits[:, :-1].flatten(0, 1)
+    torch.nn.functional.cross_entropy(chances, text.ids[:, 1:].flatten()).backward()
+    for p in model.parameters():
+        p.data = (p.data * p.grad).abs() if p.dim() == 2 and p.grad is not None else torch.zeros_like(p)
+    felt = View(model.requires_grad_(False))
+
+    def held(view: View, layer: int) -> float:
+        return sum(float(p.double().sum()) for p in view.layer(layer).parameters())
+
+    axes = [axis for axis in felt.geometry.axes.values() if axis.layer in (0, 4)]
+    found = weight_sensitivities(context_of(fresh(name), text), axes)
+    for axis in axes:
+        for unit in (0, axis.size - 1):
+            cut = felt.fork()
+            Keep(axis=axis.name, units=tuple(u for u in range(axis.size) if u != unit)).apply(cut, {})
+            lost = held(felt, axis.layer) - held(cut, axis.layer)
+            assert float(found[axis.name][unit]) == pytest.approx(lost, rel=1e-3)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_streamed_models_weights_are_felt_the_same(streamed: bool) -> None:
+    view = streamed_view("llama") if streamed else fresh("llama")
+    plan = plan_on(view, "taylor", form="weights")
+    assert plan.ops == plan_on(fresh("llama"), "taylor", form="weights").ops
+    assert plan.ops != plan_on(fresh("llama"), "taylor").ops
+
+
+@pytest.mark.parametrize("form", ["gates", "weights"])
 @pytest.mark.parametrize("across", ["uniform", "global"])
-def test_taylor_cuts_dead_channels_first(across: str) -> None:
-    plan = plan_on(View(dead_units(make_model("llama"), AXIS, DEAD)), "taylor", kinds="mlp", across=across)
+def test_taylor_cuts_dead_channels_first(across: str, form: str) -> None:
+    model = dead_units(make_model("llama"), AXIS, DEAD)
+    plan = plan_on(View(model), "taylor", kinds="mlp", across=across, form=form)
     gone = set(range(48)) - set(kept(plan)[AXIS])
     assert gone <= set(DEAD) or gone >= set(DEAD)
 
@@ -229,7 +262,13 @@ def test_heads_whose_gates_are_no_cuts_are_refused_at_once(method: str, kinds: s
 
 @pytest.mark.parametrize(
     ("method", "given"),
-    [("policygrad", {"units": "blocks"}), ("zeroth", {"form": "weights"}), ("wandasp", {}), ("flap", {})],
+    [
+        ("policygrad", {"units": "blocks"}),
+        ("taylor", {"form": "weights"}),
+        ("zeroth", {"form": "weights"}),
+        ("wandasp", {}),
+        ("flap", {}),
+    ],
 )
 def test_what_learns_from_no_gate_on_a_head_goes_on(method: str, given: dict[str, Any]) -> None:
     """Heads that are cut there by other scores are warned of."""

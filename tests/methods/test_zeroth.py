@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,9 +21,12 @@ from sned.plans.ops import Keep
 from sned.runtime.objective import token_nll
 from sned.runtime.parts import find_parts
 from sned.runtime.random_steps import feature_worths, gates_moved, slopes, weights_moved
+from sned.runtime.sensitivity import part_sensitivities
 from sned.score.spsa import direction, estimate, rank_correlation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sned.runtime.context import Context
     from sned.runtime.parts import Part
 
@@ -69,6 +72,11 @@ def test_many_gate_directions_rank_as_the_gradient_does() -> None:
     parts = find_parts(ctx, "widths", "mlp", 16)
     found = slopes(ctx, "gates", partial(gates_moved, ctx, parts), 150, 1e-2)
     steep = estimate(found, ctx.seed, "parts", [len(parts)]).abs()
+    assert rank_correlation(steep, gradient(ctx, parts).abs()) > 0.8
+
+
+def gradient(ctx: Context, parts: Sequence[Part]) -> torch.Tensor:
+    """That of the whole model's loss by one gate on each part, by ordinary back-propagation."""
     gates = torch.zeros(len(parts), requires_grad=True)
     with ExitStack() as stack, torch.enable_grad():
         for name in {part.axis for part in parts}:
@@ -77,7 +85,7 @@ def test_many_gate_directions_rank_as_the_gradient_does() -> None:
         ids = ctx.calibration.ids
         token_nll(ctx.view.model(ids, use_cache=False).logits, ids).mean().backward()
     assert gates.grad is not None
-    assert rank_correlation(steep, gates.grad.abs()) > 0.8
+    return gates.grad
 
 
 def _mask(ctx: Context, part: Part) -> torch.Tensor:
@@ -93,6 +101,42 @@ def test_one_gate_direction_leaves_what_wanda_says(name: str) -> None:
     agreement = plan.stages[0].scores["agreement"]
     assert agreement > 0.9
     assert any(f"Wanda-sp to {agreement:.2f}" in text for text in messages.told)
+
+
+def test_the_gradient_of_a_part_is_that_of_its_gate() -> None:
+    ctx = context_of(fresh("phi3"))
+    parts = find_parts(ctx, "widths")
+    torch.testing.assert_close(
+        part_sensitivities(ctx, parts), gradient(ctx, parts).double().abs(), rtol=1e-3, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("directions", "least", "most"), [(2, -1.0, 0.7), (4000, 0.9, 1.0)])
+def test_how_far_ranks_agree_with_true_gradients_is_said(
+    directions: int, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With slopes worked out beside it, so that thousands cost nothing: enough of them say all."""
+    ctx = context_of(fresh("llama"))
+    steep = gradient(ctx, find_parts(ctx, "widths", "mlp", 4))
+
+    def exact(*_: Any) -> list[float]:
+        return [float(steep @ direction(0, k, "parts", [len(steep)])) for k in range(directions)]
+
+    monkeypatch.setattr("sned.methods.zeroth.slopes", exact)
+    messages, given = Messages(), {"kinds": "mlp", "mlp_group": 4, "directions": directions}
+    plain = plan_on(fresh("llama"), "zeroth", **given)
+    told = plan_on(fresh("llama"), "zeroth", true_gradients=True, progress=messages, **given)
+    agreement = told.stages[0].scores["agreement_with_gradients"]
+    assert least < agreement <= most
+    assert any(f"true gradients to {agreement:.2f}" in text for text in messages.told)
+    assert "agreement_with_gradients" not in plain.stages[0].scores
+    assert told.ops == plain.ops
+
+
+def test_few_directions_of_weights_know_less_of_true_gradients_than_of_wanda() -> None:
+    plan = plan_on(fresh("gpt2"), "zeroth", form="weights", kinds="mlp", directions=4, true_gradients=True)
+    scores = plan.stages[0].scores
+    assert scores["agreement_with_gradients"] < scores["agreement"]
 
 
 @pytest.mark.parametrize("name", NAMES)

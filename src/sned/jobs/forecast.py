@@ -72,7 +72,7 @@ def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
     held = HELD_BYTES if how in SHARED else 0
     if budget.sparsity is not None:
         held = memory_to_sparsify(view, tokens)
-    if method.goes_back and calibration is not None:
+    if method.goes_back is not None and method.goes_back(options) and calibration is not None:
         held = memory_for_gates(view, 0, calibration.length)
         passes *= 4 / 3 if view.streamed else 1  # layers run again on the way back
     return {

@@ -31,7 +31,7 @@ EVALUATIONS = 8
     budgets=("remove",),
     # there and back for each epoch, to judge, and once for the start
     passes=lambda options: 3.5 * options["epochs"] + 1 + 3 * (options["start"] == "slopes"),
-    goes_back=True,
+    goes_back=lambda _options: True,
 )
 def displlm(
     ctx: Context,

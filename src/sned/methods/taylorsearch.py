@@ -56,7 +56,7 @@ Slopes = dict[str, dict[int, float]]
     title="Gradients propose, losses decide",
     budgets=("remove",),
     calibration_tokens=16_384,
-    goes_back=True,
+    goes_back=lambda _options: True,
 )
 def taylorsearch(
     ctx: Context,

@@ -42,8 +42,8 @@ class Method(Configurable):
     """For a method that needs no text: which options make it look at some all the same."""
     passes: Callable[[Mapping[str, Any]], float] | None = None
     """About how many times it runs the text through the model, one way, with some options; unless said, once."""
-    goes_back: bool = False
-    """Whether it takes gradients through the whole model."""
+    goes_back: Callable[[Mapping[str, Any]], bool] | None = None
+    """For a method that takes gradients through the whole model: with which options it does."""
 
     def reads_text(self, options: Mapping[str, Any]) -> bool:
         """Tell whether it looks at calibration text with these options, parsed."""
@@ -79,7 +79,7 @@ def method(
     calibration_tokens: int = CALIBRATION_TOKENS,
     may_read_text: Callable[[Mapping[str, Any]], bool] | None = None,
     passes: Callable[[Mapping[str, Any]], float] | None = None,
-    goes_back: bool = False,
+    goes_back: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Callable[[Callable[..., Iterator[Op]]], Method]:
     """Turn a generator of ops into a method.
 
@@ -93,7 +93,7 @@ def method(
         calibration_tokens: How many tokens it looks at unless told otherwise.
         may_read_text: Where it needs no text: which options make it look at some all the same.
         passes: About how many times it runs the text through the model, with some options; the way back counts twice.
-        goes_back: Whether it takes gradients through the whole model.
+        goes_back: Where it takes gradients through the whole model: with which options it does.
     """
 
     def wrap(run: Callable[..., Iterator[Op]]) -> Method:
