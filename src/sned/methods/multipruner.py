@@ -71,18 +71,16 @@ def multipruner(
 
     Departures: all stages look at the same calibration tokens; a layer that lost both its blocks goes altogether,
     and a removed block takes its norm with it. Heads stay where cutting them is not possible: ALiBi gives each its
-    own bias. `criterion`, `repair` and the scores of
-    `order` but the first are ours. `widths=nsga2` is the paper's evolutionary variant: blocks take half
-    of the budget, then all widths are evolved at once.
+    own bias. `criterion`, `repair` and the orders of wandasp and flap are ours. `widths=nsga2` is the paper's
+    evolutionary variant: blocks take half of the budget, then all widths are evolved at once.
     """
     view = ctx.view
     require_channels(view)
     parts = _parse_split(split or _default_split(view), view)
     if parts[2]:
         warn_of_inexact_heads(ctx)
-    narrow = Widths(
-        view, unit_orders(ctx, present_axes(view, (MLP, HEADS)), order), group_sizes(view, mlp_group, attn_group)
-    )
+    orders = unit_orders(ctx, present_axes(view, (MLP, HEADS)), order)
+    narrow = Widths(view, orders, group_sizes(view, mlp_group, attn_group))
     searching = Search(ctx, search, objective, confidence)
     target = goal.params or 0
     if widths == "nsga2":

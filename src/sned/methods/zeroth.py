@@ -83,15 +83,14 @@ def zeroth(
     else:
         found = slopes(ctx, "weights", partial(weights_moved, ctx), directions, far)
         parts = find_parts(ctx, "widths", kinds, mlp_group or 1, partial(feature_worths, found=found))
-    ctx.scores["agreement"] = agreement = _agreement(parts, plain)
-    ctx.progress.info(f"ranks agree with those of Wanda-sp to {agreement:.2f} (Spearman's correlation within axes)")
+    ctx.scores["agreement"] = _told(ctx, "Wanda-sp", _agreement(parts, plain))
     if true_gradients:
-        if form == "gates":
-            true = _worth(plain, part_sensitivities(ctx, plain))
-        else:
-            true = find_parts(ctx, "widths", kinds, 1, weight_sensitivities)
-        ctx.scores["agreement_with_gradients"] = agreement = _agreement(parts, true)
-        ctx.progress.info(f"ranks agree with those of true gradients to {agreement:.2f}")
+        true = (
+            _worth(plain, part_sensitivities(ctx, plain))
+            if form == "gates"
+            else find_parts(ctx, "widths", kinds, 1, weight_sensitivities)
+        )
+        ctx.scores["agreement_with_gradients"] = _told(ctx, "true gradients", _agreement(parts, true))
     yield from cuts(parts, keep_highest(ctx, parts, ranked(parts, across), goal.params or 0))
     if repair == "linear":
         yield from refit_linearly(ctx)
@@ -100,6 +99,11 @@ def zeroth(
 def _worth(parts: Sequence[Part], worths: torch.Tensor) -> list[Part]:
     """Return parts that are worth `[parts]`, divided among their units."""
     return [replace(part, worth=worth / len(part.units)) for part, worth in zip(parts, worths.tolist(), strict=True)]
+
+
+def _told(ctx: Context, whose: str, agreement: float) -> float:
+    ctx.progress.info(f"ranks agree with those of {whose} to {agreement:.2f} (Spearman's correlation within axes)")
+    return agreement
 
 
 def _agreement(parts: Sequence[Part], others: Sequence[Part]) -> float:
