@@ -173,7 +173,7 @@ class _Listener(torch.autograd.Function):
         received, answered = _own(ctx.module, "reads", inputs), _own(ctx.module, "writes", slope)
         pair = (received, answered) if is_conv1d(ctx.module) else (answered, received)
         left, right = (tensor.flatten(0, -2) for tensor in pair)
-        ctx.told(((left.T @ right).float() * weight.float()).abs())
+        ctx.told((left.T @ right).float().mul_(weight).abs_())
         return None, slope, None, None, None, None
 
 
