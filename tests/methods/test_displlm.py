@@ -153,6 +153,17 @@ def test_a_budget_that_training_missed_is_said() -> None:
     assert any("was not learned" in text and "Raise weight (16)" in text for text in messages.warnings)
 
 
+def test_gates_that_close_too_far_are_told_of_with_what_helps() -> None:
+    """A model of chance is the better the less of it is left."""
+    messages = Messages()
+    plan = plan_on(
+        View(make_model("llama")), "displlm", progress=messages, start="open", rate=0.05, epochs=8, weight=100
+    )
+    structure = plan.stages[0].scores["structure"]
+    assert structure["learned"] < 0.95 * structure["aimed"]
+    assert any("Lower the rate (0.05)" in text for text in messages.warnings)
+
+
 def test_what_cannot_be_is_refused_before_anything_is_run() -> None:
     with pytest.raises(BudgetError, match="closest reachable"):
         plan_on(View(make_model("llama")), "displlm", remove=0.95, remove_of="body", step=16)

@@ -251,10 +251,15 @@ def learn(
     left = int(body_params(ctx.view, gates, [int((own > 0).sum()) for own in logits]))
     facts = {"tokens": tokens.n_tokens, "aimed": aim.params, "learned": left}
     ctx.scores["structure"] = facts | found.as_scores()
-    if abs(math.log(left / aim.params)) > FAR:
+    if (missed := math.log(left / aim.params)) > FAR:
         ctx.progress.warn(
             f"training settled at {left:,} parameters in the layers instead of {aim.params:,}: what is cut to get "
             f"there was not learned. Raise weight ({aim.weight:g}) or epochs ({schedule.epochs})"
+        )
+    elif missed < -FAR:
+        ctx.progress.warn(
+            f"training settled at {left:,} parameters in the layers instead of {aim.params:,}: what is kept to get "
+            f"there was not learned. Lower the rate ({schedule.lr:g}), or let --sides both pull it up"
         )
     return logits
 
