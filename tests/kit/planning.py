@@ -13,6 +13,7 @@ from sned.models.view import View
 from sned.plans.budget import Budget
 from sned.progress import Progress
 from sned.runtime import sweep
+from sned.runtime.crew import ALONE
 from sned.runtime.journal import Journal
 from sned.runtime.method import Method, all_methods, find_method
 from sned.runtime.planner import make_plan
@@ -149,6 +150,7 @@ def plan_on(view: View, method: str | Method, folder: Path | None = None, **give
         journal=Journal(folder),
         progress=given.pop("progress", Progress()),
         cost=given.pop("cost", None),
+        crew=given.pop("crew", ALONE),
         options=SHORT.get(found.name, {}) | ({} if exact else {"kinds": "mlp"}) | given,
     )
 

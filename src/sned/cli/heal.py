@@ -9,6 +9,7 @@ import typer
 
 from sned.cli import options, requests
 from sned.cli.prune import RESUME, announce
+from sned.cli.together import carry_out
 from sned.jobs.request import TRAINING_RATES, HealRequest, LoadRequest
 
 if TYPE_CHECKING:
@@ -205,11 +206,8 @@ def heal(
         command=terminal.command,
     )
     from sned.jobs.heal import heal as run
-    from sned.progress import SILENT
-    from sned.runtime.crew import joined
 
     terminal.after_interrupt = RESUME
-    with joined() as crew:
-        report = run(request, progress if crew.leads else SILENT, crew)
+    report = carry_out(run, request, progress)
     if report is not None:
         announce(terminal, report, out)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from sned import __version__
-from sned.cli import classify, heal, logs, measure, pack, prune, read, run
+from sned.cli import classify, heal, logs, measure, pack, prune, read, run, together
 from sned.cli.flags import MethodCommand
 from sned.cli.terminal import Terminal, prepare_streams
 from sned.errors import ConfigError, SnedError
@@ -70,10 +70,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_TOGETHER = ("heal",)
-"""Commands that processes started by `torchrun` run together."""
-
-
 @app.callback()
 def _root(
     ctx: typer.Context,
@@ -82,11 +78,10 @@ def _root(
         typer.Option("--version", metavar="", callback=_print_version, is_eager=True, help="Say which sned this is."),
     ] = False,
 ) -> None:
-    # read here, since what joins the processes imports torch, which most commands can do without
-    if os.environ.get("WORLD_SIZE", "1") != "1" and ctx.invoked_subcommand not in _TOGETHER:
+    if together.several() and ctx.invoked_subcommand not in together.COMMANDS:
         raise ConfigError(
             f"sned {ctx.invoked_subcommand} runs in one process, and a launcher has started several",
-            hint=f"start it without the launcher; in several run: {', '.join(_TOGETHER)}",
+            hint=f"start it without the launcher; in several run: {', '.join(together.COMMANDS)}",
         )
 
 

@@ -9,6 +9,7 @@ import typer
 
 from sned.cli import flags, options, plans, requests
 from sned.cli.terminal import Terminal, display
+from sned.cli.together import carry_out, speaks
 from sned.jobs.request import LoadRequest, PlanRequest, PruneRequest
 
 if TYPE_CHECKING:
@@ -85,7 +86,10 @@ def prune(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Prune a model: plan, apply, save, verify, evaluate, report."""
+    """Prune a model: plan, apply, save, verify, evaluate, report.
+
+    Started by torchrun, several processes share what a method trains.
+    """
     terminal: Terminal = ctx.obj
     progress = terminal.configure(json=json, quiet=quiet, verbose=verbose)
     chosen = flags.collect(ctx, settings)
@@ -118,7 +122,8 @@ def prune(
     from sned.jobs.prune import prune as run
 
     terminal.after_interrupt = RESUME
-    return announce(terminal, run(request, progress), out)
+    report = carry_out(run, request, progress)
+    return None if report is None else announce(terminal, report, out)
 
 
 def plan(
@@ -176,7 +181,8 @@ def plan(
     from sned.jobs.plan import plan as run
 
     terminal.after_interrupt = RESUME
-    return _show_plan(terminal, run(request, progress), model, out)
+    made = carry_out(run, request, progress)
+    return None if made is None else _show_plan(terminal, made, model, out)
 
 
 def apply(
@@ -249,6 +255,8 @@ def demo(
 
 def _forecast(terminal: Terminal, request: PlanRequest, progress: Progress) -> None:
     """Show what a job would do."""
+    if not speaks():
+        return
     from sned.jobs.forecast import dry_run
 
     expected = dry_run(request, progress)

@@ -28,7 +28,6 @@ from sned.plans.plan import Plan, Stage, used_tensors
 from sned.plans.store import find_plan, load_plan
 from sned.runtime.context import Context
 from sned.runtime.crew import ALONE, Crew
-from sned.runtime.journal import Journal
 from sned.runtime.shares import shared
 from sned.training.healing import heal as healing_ops
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from sned.jobs.request import HealRequest, LoadRequest
     from sned.progress import Progress
     from sned.report.schema import Report
+    from sned.runtime.journal import Journal
 
 NOT_HEALED = "before training"
 
@@ -70,8 +70,7 @@ def heal(request: HealRequest, progress: Progress, crew: Crew = ALONE) -> Report
     check_disjoint(text, evaluation, session, allow=request.allow_overlap)
     facts: dict[str, Any] = {"plan": plan.digest, "dtype": str(dense.view.dtype), "text": text.digest}
     facts |= {"seed": request.seed} | asdict(request.healing)
-    unfinished = unfinished_work(request.out, facts, resume=request.resume) if crew.leads else nullcontext(Journal())
-    with unfinished as journal:
+    with unfinished_work(request.out, facts, resume=request.resume, crew=crew) as journal:
         healed = before.with_view(before.view.fork())
         with session.phase("train"):
             made = _train(request, plan, dense, healed, text, journal, session, crew)

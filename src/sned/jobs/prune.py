@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import psutil
 
@@ -34,6 +34,7 @@ from sned.jobs.session import (
 from sned.jobs.zeros import census_of
 from sned.models.count import count
 from sned.plans.store import save_plan
+from sned.runtime.crew import ALONE
 from sned.runtime.method import find_method
 
 if TYPE_CHECKING:
@@ -45,17 +46,28 @@ if TYPE_CHECKING:
     from sned.plans.plan import Plan
     from sned.progress import Progress
     from sned.report.schema import Report
+    from sned.runtime.crew import Crew
     from sned.runtime.journal import Journal
 
 
-def prune(request: PruneRequest, progress: Progress) -> Report:
+@overload
+def prune(request: PruneRequest, progress: Progress) -> Report: ...
+
+
+@overload
+def prune(request: PruneRequest, progress: Progress, crew: Crew) -> Report | None: ...
+
+
+def prune(request: PruneRequest, progress: Progress, crew: Crew = ALONE) -> Report | None:
     """Prune a model into a folder that loads anywhere, with a report beside it.
+
+    All processes of a crew plan; the one that leads does all the rest, and has the report.
 
     Raises:
         SnedError: any of them; the output is then whole or absent.
     """
     session = Session(Recorder(progress))
-    method, options = validate(request)
+    method, options = validate(request, crew)
     for name in request.baselines:
         find_method(name)
     dense = open_model(request.load, session)
@@ -64,9 +76,11 @@ def prune(request: PruneRequest, progress: Progress) -> Report:
     evaluation = read_text(dense, request.evaluation, EVALUATION_TOKENS, seed=request.seed, evaluation=True)
     check_disjoint(calibration, evaluation, session, allow=request.allow_overlap)
     facts = job_facts(request, dense, calibration, options)
-    with unfinished_work(request.out, facts, resume=request.resume) as journal:
+    with unfinished_work(request.out, facts, resume=request.resume, crew=crew) as journal:
         pruned = dense.with_view(dense.view.fork())
-        plan = run_method(request, method, pruned.view, calibration, journal, session, source=dense.source)
+        plan = run_method(request, method, pruned.view, calibration, journal, session, source=dense.source, crew=crew)
+        if not crew.leads:
+            return None
         judged = _judge(request, plan, dense, pruned, calibration, evaluation, journal, session)
         heading = compose.heading(
             dense,

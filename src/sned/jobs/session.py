@@ -25,6 +25,7 @@ from sned.data.overlap import require_disjoint
 from sned.data.tokens import Tokens
 from sned.errors import BudgetError, CheckpointError, ConfigError, NumericalError
 from sned.progress import Progress
+from sned.runtime.crew import ALONE
 from sned.runtime.journal import Journal
 from sned.runtime.sweep import Cost
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from sned.jobs.request import LoadRequest, PlanRequest, TextRequest
     from sned.models.view import View
+    from sned.runtime.crew import Crew
 
 
 class Recorder(Progress):
@@ -173,17 +175,21 @@ def check_disjoint(calibration: Tokens | None, evaluation: Tokens, session: Sess
 
 
 @contextmanager
-def unfinished_work(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterator[Journal]:
+def unfinished_work(out: Path, facts: dict[str, Any], *, resume: bool, crew: Crew = ALONE) -> Iterator[Journal]:
     """Give the journal of a job, kept beside its output until the job is done.
 
     Args:
         out: Where the job writes.
         resume: Whether to go on from what is there; else it is thrown away.
         facts: All that its results depend on; a resumed job must agree.
+        crew: The processes of the job; only the one that leads keeps anything.
 
     Raises:
         ConfigError: unfinished work of another job is there; the differences are listed.
     """
+    if not crew.leads:
+        yield Journal()
+        return
     out = out.expanduser().resolve()
     folder = out.with_name(f".{out.name}.work")
     if folder.exists() and not resume:

@@ -32,6 +32,7 @@ EVALUATIONS = 8
     # there and back for each epoch, to judge, and once for the start
     passes=lambda options: 3.5 * options["epochs"] + 1 + 3 * (options["start"] == "slopes"),
     goes_back=lambda _options: True,
+    together=True,
 )
 def displlm(
     ctx: Context,

@@ -37,6 +37,7 @@ def _passes(options: Mapping[str, Any]) -> float:
     title="Streamlining Redundant Layers to Compress Large Language Models",
     calibration_tokens=131_072,
     passes=_passes,
+    together=True,
 )
 def streamline(
     ctx: Context,
@@ -113,7 +114,7 @@ def _choose(ctx: Context, made: Replacement, cuts: list[Cut]) -> tuple[Cut, list
 def _train(ctx: Context, names: Names, span: Cut, loss: Any, schedule: Schedule) -> Masters:
     """Return the parameters after training; `ctx.scores["training"]` keeps how it went."""
     key: list[Any] = [*ctx.state(None), list(span), loss, {str(i): own for i, own in names.items()}]
-    masters = Masters(ctx.view, names)
+    masters = Masters(ctx.view, names, crew=ctx.crew)
     task: Task
     if loss in ("kl", "ce"):
         task = ModelTask(masters, ctx.view, loss, ctx.dense, ctx.cost)

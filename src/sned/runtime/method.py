@@ -44,6 +44,8 @@ class Method(Configurable):
     """About how many times it runs the text through the model, one way, with some options; unless said, once."""
     goes_back: Callable[[Mapping[str, Any]], bool] | None = None
     """For a method that takes gradients through the whole model: with which options it does."""
+    together: bool = False
+    """Whether processes that a launcher starts share what it trains."""
 
     def reads_text(self, options: Mapping[str, Any]) -> bool:
         """Tell whether it looks at calibration text with these options, parsed."""
@@ -80,6 +82,7 @@ def method(
     may_read_text: Callable[[Mapping[str, Any]], bool] | None = None,
     passes: Callable[[Mapping[str, Any]], float] | None = None,
     goes_back: Callable[[Mapping[str, Any]], bool] | None = None,
+    together: bool = False,
 ) -> Callable[[Callable[..., Iterator[Op]]], Method]:
     """Turn a generator of ops into a method.
 
@@ -94,12 +97,13 @@ def method(
         may_read_text: Where it needs no text: which options make it look at some all the same.
         passes: About how many times it runs the text through the model, with some options; the way back counts twice.
         goes_back: Where it takes gradients through the whole model: with which options it does.
+        together: Whether processes that a launcher starts share what it trains.
     """
 
     def wrap(run: Callable[..., Iterator[Op]]) -> Method:
         name = run.__name__
         facts = (title, paper, needs_tokens, prunes, budgets, calibration_tokens, may_read_text, passes, goes_back)
-        return Method(name, run, *facts)
+        return Method(name, run, *facts, together)
 
     return wrap
 

@@ -11,6 +11,7 @@ from sned.plans.budget import BUDGET_FLAGS, Budget, goal_of, layers_to_remove
 from sned.plans.plan import Base, Plan, Size, Stage, merged, used_tensors
 from sned.progress import SILENT, Progress
 from sned.runtime.context import Context
+from sned.runtime.crew import ALONE, Crew
 from sned.runtime.journal import Journal
 from sned.runtime.quotas import require_pattern
 
@@ -36,6 +37,7 @@ def make_plan(
     progress: Progress = SILENT,
     cost: Cost | None = None,
     free_memory: int | None = None,
+    crew: Crew = ALONE,
 ) -> Plan:
     """Plan with one method; afterwards the view shows the pruned model.
 
@@ -54,6 +56,7 @@ def make_plan(
         progress: Told of what goes on.
         cost: Counts the layers run.
         free_memory: Bytes that may be used beside the model; None to try what it takes.
+        crew: The processes that share what is trained; all come to the same plan.
 
     Raises:
         BudgetError: the method cannot meet the budget.
@@ -65,7 +68,9 @@ def make_plan(
     budget = check_budget(view, method, budget, parsed)
     amount = {"goal": goal_of(budget, view.geometry)} if method.takes_goal else {"layers": budget.layers}
     base, dense = Base.of(view, source), Size.of(count(view))
-    context = Context(view, view.fork(), tokens, seed, journal or Journal(), progress, free_memory=free_memory)
+    context = Context(
+        view, view.fork(), tokens, seed, journal or Journal(), progress, free_memory=free_memory, crew=crew
+    )
     if cost is not None:
         context.cost = cost
     for op in method.run(context, **amount, **parsed):

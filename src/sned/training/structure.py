@@ -109,6 +109,7 @@ class StructureTask:
         self.parameters = dict(net.named_parameters())
         self._gates, self._net, self._aim, self._steps = gates, net, aim, steps
         self._view, self._seed, self._whole = ctx.view, ctx.seed, count(ctx.view).body_params
+        self._crew = ctx.crew
         self._model = Predictions(ctx.view, ctx.cost)
 
     def losses(self, batches: Sequence[torch.Tensor], step: int | None) -> Iterator[torch.Tensor]:
@@ -120,7 +121,7 @@ class StructureTask:
             return
         aim = self._aim.at((step + 1) / self._steps, self._whole)
         for number, ids in enumerate(batches):
-            masks = self._drawn(step, number)
+            masks = self._drawn(step, self._crew.rank + number * self._crew.size)  # its number among those of all
             with gated(self._view, self._gates, masks):
                 loss = self._model.cross_entropy(ids.to(self._view.device))
                 hard = [mask if self._aim.how != "soft" else _rounded(mask) for mask in masks]
@@ -239,11 +240,23 @@ def learn(
         NumericalError: training finds nothing better than it began with before it diverges.
     """
     tokens, held_out = held_out_part(ctx.calibration)
+    for own in starts:
+        ctx.crew.send(own)  # what another device worked out may differ in the last bits
     net = HyperNetwork(starts, seed=ctx.seed)
     task = StructureTask(ctx, gates, net, aim, schedule.steps(len(tokens)))
     names = [gate.name for gate in gates]
     key: list[Any] = [*ctx.state(None), "structure", names, tensor_digest(torch.cat([*starts])), asdict(aim)]
-    found = fit(task, tokens, held_out, schedule, journal=ctx.journal, key=key, progress=ctx.progress, seed=ctx.seed)
+    found = fit(
+        task,
+        tokens,
+        held_out,
+        schedule,
+        journal=ctx.journal,
+        key=key,
+        progress=ctx.progress,
+        seed=ctx.seed,
+        crew=ctx.crew,
+    )
     if found.ended == "diverged" and not found.best:
         raise NumericalError("training diverged, or its loss is NaN", hint="try a lower rate, or --dtype fp32")
     with torch.no_grad():

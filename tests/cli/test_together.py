@@ -1,4 +1,4 @@
-"""Healing in several processes, as a launcher starts them: the same model as in one, written once."""
+"""Training in several processes, as a launcher starts them: the same model as in one, written once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from kit.compare import assert_same_logits, logits
@@ -15,6 +15,12 @@ from kit.tiny import save_model_folder
 
 import sned as package
 from sned.cli.main import main
+from sned.errors import ConfigError
+from sned.jobs.plan import plan
+from sned.jobs.request import LoadRequest, PlanRequest
+from sned.plans.budget import Budget
+from sned.plans.store import load_plan
+from sned.progress import SILENT
 from sned.runtime.crew import ALONE, Crew
 
 if TYPE_CHECKING:
@@ -28,29 +34,25 @@ HEAL = ["--train", "full", "--lr", "0.002", "--batch", "6", "--epochs", "2"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def test_two_processes_that_share_the_models_train_what_one_does(tmp_path: Path) -> None:
-    model = save_model_folder(tmp_path / "dense", "llama")
-    assert (
-        main(["prune", str(model), "-m", "deepest", "--layers", "2", *TEXT, "-o", str(tmp_path / "cut"), "--quiet"])
-        == 0
+def together(*command: str) -> Any:
+    """Carry out a command in two processes, of which one alone speaks: what it prints is one document."""
+    done = subprocess.run(
+        [*TWO, "-m", "sned", *command, "--json"], capture_output=True, text=True, timeout=300, check=False
     )
-    assert main(["heal", str(tmp_path / "cut"), *TEXT, *HEAL, "-o", str(tmp_path / "alone"), "--quiet"]) == 0
-    together = [
-        *TWO,
-        "-m",
-        "sned",
-        "heal",
-        str(tmp_path / "cut"),
-        *TEXT,
-        *HEAL,
-        "-o",
-        str(tmp_path / "together"),
-        "--shard",
-        "--json",
-    ]
-    done = subprocess.run(together, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    (mine,) = json.loads(done.stdout)["training"]  # one document: one process alone speaks
+    return json.loads(done.stdout)
+
+
+def test_two_processes_prune_and_heal_as_one_does(tmp_path: Path) -> None:
+    """Gates that both train, then weights, where both hold the models together."""
+    model = str(save_model_folder(tmp_path / "dense", "llama"))
+    learn = ["-m", "displlm", "--remove", "20%", "--epochs", "2", "--batch", "4", "--rate", "0.02", *TEXT[:6]]
+    together("prune", model, *learn, *TEXT[6:], "--no-speed", "-o", str(tmp_path / "cut"))
+    assert main(["plan", model, *learn, "-o", str(tmp_path / "plan"), "--quiet"]) == 0
+    assert load_plan(tmp_path / "cut").ops == load_plan(tmp_path / "plan").ops
+    assert main(["heal", str(tmp_path / "cut"), *TEXT, *HEAL, "-o", str(tmp_path / "alone"), "--quiet"]) == 0
+    told = together("heal", str(tmp_path / "cut"), *TEXT, *HEAL, "-o", str(tmp_path / "together"), "--shard")
+    (mine,) = told["training"]
     (theirs,) = json.loads((tmp_path / "alone" / "sned" / "report.json").read_text())["training"]
     assert [row["step"] for row in mine["curve"]] == [row["step"] for row in theirs["curve"]]
     for key in ("loss", "held_out"):
@@ -71,7 +73,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit.planning import Kill, Messages
+from kit.planning import Kill, Messages, Steps, plan_on
 from kit.planted import idle_layers, streamed_view
 from kit.tiny import make_model, tokens
 from sned.models.view import View
@@ -133,6 +135,24 @@ with joined() as crew:
         assert own == total if rank else abs(own - total / 2) <= largest / 2, (own, total)
         assert any(p.is_meta for p in params) is (shares and not rank)
 
+    for method, given in (("displlm", {"batch": 6, "epochs": 2, "rate": 0.02}), ("streamline", {"batch": 6})):
+        given |= {"tokens": text, **({"layers": 2} if method == "streamline" else {"remove": 0.2})}
+        def planned(crew, **more):
+            return plan_on(View(make_model("llama")), method, crew=crew, **given, **more)
+        straight, alone = planned(crew), planned(ALONE)
+        if method == "displlm":
+            assert straight.ops == alone.ops
+        kept = "structure" if method == "displlm" else "training"
+        found, other = (made.stages[0].scores[kept] for made in (straight, alone))
+        for row, beside in zip(found["curve"], other["curve"], strict=True):
+            assert row[3] == pytest.approx(beside[3], rel=1e-4)
+        folder, steps = place / method if crew.leads else None, Steps()
+        planned(crew, progress=steps)
+        with pytest.raises(KeyboardInterrupt):
+            planned(crew, folder=folder, progress=Kill(steps.total - 3))
+        digests = [straight.digest, planned(crew, folder=folder).digest]
+        assert digests == [crew.heed(digests[0])] * 2
+
 threads = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]
 assert not [name for name in threads if "gloo" in name], "threads that outlive the group can abort the process"
 """
@@ -150,7 +170,7 @@ def test_each_process_keeps_its_share_and_a_killed_run_ends_with_the_same_bits(t
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [["prune", "x", "-m", "uidl"], ["plan", "x", "-m", "displlm"], ["methods"]])
+@pytest.mark.parametrize("command", [["scan", "x"], ["apply", "x", "y", "-o", "z"], ["methods"]])
 def test_other_commands_refuse_to_run_in_several(
     sned: Callable[..., Outcome], command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +178,14 @@ def test_other_commands_refuse_to_run_in_several(
     done = sned(*command)
     assert done.code == 2
     assert f"sned {command[0]} runs in one process" in done.err
+
+
+def test_a_method_that_trains_nothing_refuses_to_run_in_several(tmp_path: Path) -> None:
+    request = PlanRequest(LoadRequest(str(tmp_path)), "uidl", Budget(layers=2), tmp_path / "out")
+    with pytest.raises(ConfigError, match="uidl runs in one process, and a launcher has started 2") as caught:
+        plan(request, SILENT, Crew(1, 2))
+    assert caught.value.hint is not None
+    assert "displlm, streamline" in caught.value.hint
 
 
 def test_half_an_environment_is_no_launcher(sned: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
