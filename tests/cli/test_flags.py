@@ -86,7 +86,7 @@ def test_switches_are_booleans(kind: Any, switch: bool) -> None:
 def test_flags_and_settings_reach_the_job(sned: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[PlanRequest] = []
 
-    def keep(request: PlanRequest, progress: Any) -> None:
+    def keep(request: PlanRequest, progress: Any, crew: Any) -> None:
         seen.append(request)
         raise ConfigError("enough")
 

@@ -39,7 +39,7 @@ def pruning(monkeypatch: pytest.MonkeyPatch, report: Callable[..., Report]) -> l
     """Let `prune` measure nothing, chatter, and return a report; the requests it got."""
     seen: list[PruneRequest] = []
 
-    def run(request: PruneRequest, progress: Any) -> Report:
+    def run(request: PruneRequest, progress: Any, crew: Any) -> Report:
         seen.append(request)
         print("a library that talks")
         progress.info("loading")
