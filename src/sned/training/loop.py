@@ -72,6 +72,17 @@ def train(ctx: Context, task: Task, loss: str, schedule: Schedule, key: list[Any
     Raises:
         DataError: there is too little text.
     """
+    tokens, found = fit_within(ctx, task, schedule, key)
+    ctx.scores["training"] = {"loss": loss, "tokens": tokens.n_tokens} | found.as_scores()
+    return found
+
+
+def fit_within(ctx: Context, task: Task, schedule: Schedule, key: list[Any]) -> tuple[Tokens, Fit]:
+    """Train with what a context has; return the tokens trained on, which leave some to judge by, and how it went.
+
+    Raises:
+        DataError: there is too little text.
+    """
     tokens, held_out = held_out_part(ctx.calibration)
     found = fit(
         task,
@@ -84,8 +95,7 @@ def train(ctx: Context, task: Task, loss: str, schedule: Schedule, key: list[Any
         seed=ctx.seed,
         crew=ctx.crew,
     )
-    ctx.scores["training"] = {"loss": loss, "tokens": tokens.n_tokens} | found.as_scores()
-    return found
+    return tokens, found
 
 
 def fit(

@@ -23,7 +23,7 @@ from sned.runtime.widths import MLP, is_present
 from sned.score.binarise import logistic_noise, sampled
 from sned.score.rounding import default_step, kept_units, meet_budget, nearest_widths
 from sned.training.hypernetwork import STATES, HyperNetwork
-from sned.training.loop import fit
+from sned.training.loop import fit_within
 from sned.training.memory import require_memory_for_gates
 from sned.training.options import held_out_part
 
@@ -239,24 +239,13 @@ def learn(
         DataError: there is too little text.
         NumericalError: training finds nothing better than it began with before it diverges.
     """
-    tokens, held_out = held_out_part(ctx.calibration)
     for own in starts:
         ctx.crew.send(own)  # what another device worked out may differ in the last bits
     net = HyperNetwork(starts, seed=ctx.seed)
-    task = StructureTask(ctx, gates, net, aim, schedule.steps(len(tokens)))
+    task = StructureTask(ctx, gates, net, aim, schedule.steps(len(held_out_part(ctx.calibration)[0])))
     names = [gate.name for gate in gates]
     key: list[Any] = [*ctx.state(None), "structure", names, tensor_digest(torch.cat([*starts])), asdict(aim)]
-    found = fit(
-        task,
-        tokens,
-        held_out,
-        schedule,
-        journal=ctx.journal,
-        key=key,
-        progress=ctx.progress,
-        seed=ctx.seed,
-        crew=ctx.crew,
-    )
+    tokens, found = fit_within(ctx, task, schedule, key)
     if found.ended == "diverged" and not found.best:
         raise NumericalError("training diverged, or its loss is NaN", hint="try a lower rate, or --dtype fp32")
     with torch.no_grad():
