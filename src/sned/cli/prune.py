@@ -9,7 +9,7 @@ import typer
 
 from sned.cli import flags, options, plans, requests
 from sned.cli.terminal import Terminal, display
-from sned.cli.together import carry_out, speaks
+from sned.cli.together import carry_out
 from sned.jobs.request import LoadRequest, PlanRequest, PruneRequest
 
 if TYPE_CHECKING:
@@ -255,11 +255,11 @@ def demo(
 
 def _forecast(terminal: Terminal, request: PlanRequest, progress: Progress) -> None:
     """Show what a job would do."""
-    if not speaks():
-        return
-    from sned.jobs.forecast import dry_run
+    from sned.jobs.forecast import dry_run_together
 
-    expected = dry_run(request, progress)
+    expected = carry_out(dry_run_together, request, progress)
+    if expected is None:
+        return
     if terminal.json:
         terminal.document(expected)
     else:

@@ -23,11 +23,6 @@ def several() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def speaks() -> bool:
-    """Tell whether this process is the one that talks to the user."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def carry_out(
     job: Callable[[Request, Progress, Crew], Result | None], request: Request, progress: Progress
 ) -> Result | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sned.jobs.request import PlanRequest
     from sned.models.view import View
     from sned.progress import Progress
+    from sned.runtime.crew import Crew
     from sned.runtime.method import Method
 
 SHARED = {"exhaustive": 1.0, "exact": 0.5, "racing": 0.05, "loo": 0.5, "shapley": 0.25}
@@ -42,6 +43,16 @@ _BLOCKS_FIRST = 0.4
 _FORTH_AND_BACK = 3
 """Passes that gradients take."""
 _KINDS = {"mix": ("attn", "mlp"), "mha": ("attn",), "mlp": ("mlp",)}
+
+
+def dry_run_together(request: PlanRequest, progress: Progress, crew: Crew) -> dict[str, Any] | None:
+    """Say once what all processes of a crew would do: where one leads.
+
+    Raises:
+        SnedError: what `dry_run` raises; the method runs in one process alone.
+    """
+    validate(request, crew)
+    return dry_run(request, progress) if crew.leads else None
 
 
 def dry_run(request: PlanRequest, progress: Progress) -> dict[str, Any]:
