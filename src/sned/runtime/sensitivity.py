@@ -16,7 +16,7 @@ from sned.runtime.sweep import windows_together
 from sned.score.magnitude import unit_sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -41,11 +41,7 @@ def gate_sensitivities(ctx: Context, axes: Sequence[Axis], windows: int | None =
     Raises:
         NumericalError: a gradient is not finite.
     """
-    sums = _nothing(ctx.view, axes)
-    for share, slopes in _batch_by_batch(ctx, axes, windows, "gates", _to_gates):
-        for name, slope in slopes.items():
-            sums[name] += slope.abs() * share
-    return sums
+    return _mean_sizes(ctx, axes, _batch_by_batch(ctx, axes, windows, "gates", _to_gates))
 
 
 def part_sensitivities(ctx: Context, parts: Sequence[Part]) -> torch.Tensor:
@@ -73,15 +69,21 @@ def weight_sensitivities(ctx: Context, axes: Sequence[Axis]) -> dict[str, torch.
     Raises:
         NumericalError: a gradient is not finite.
     """
-    sums = _nothing(ctx.view, axes)
-    for share, felt in _batch_by_batch(ctx, axes, None, "weights", _to_weights):
-        for name, values in felt.items():
-            sums[name] += values * share
-    return sums
+    return _mean_sizes(ctx, axes, _batch_by_batch(ctx, axes, None, "weights", _to_weights))
 
 
 def _nothing(view: View, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
     return {axis.name: torch.zeros(len(view.alive[axis.name]), dtype=torch.float64) for axis in axes}
+
+
+def _mean_sizes(
+    ctx: Context, axes: Sequence[Axis], batches: Iterable[tuple[float, dict[str, torch.Tensor]]]
+) -> dict[str, torch.Tensor]:
+    sums = _nothing(ctx.view, axes)
+    for share, found in batches:
+        for name, values in found.items():
+            sums[name] += values.abs() * share
+    return sums
 
 
 def _batch_by_batch(

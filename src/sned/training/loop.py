@@ -72,19 +72,15 @@ def train(ctx: Context, task: Task, loss: str, schedule: Schedule, key: list[Any
     Raises:
         DataError: there is too little text.
     """
-    tokens, found = fit_within(ctx, task, schedule, key)
+    tokens, held_out = held_out_part(ctx.calibration)
+    found = fit_within(ctx, task, tokens, held_out, schedule, key)
     ctx.scores["training"] = {"loss": loss, "tokens": tokens.n_tokens} | found.as_scores()
     return found
 
 
-def fit_within(ctx: Context, task: Task, schedule: Schedule, key: list[Any]) -> tuple[Tokens, Fit]:
-    """Train with what a context has; return the tokens trained on, which leave some to judge by, and how it went.
-
-    Raises:
-        DataError: there is too little text.
-    """
-    tokens, held_out = held_out_part(ctx.calibration)
-    found = fit(
+def fit_within(ctx: Context, task: Task, tokens: Tokens, held_out: Tokens, schedule: Schedule, key: list[Any]) -> Fit:
+    """Call `fit` with the journal, the progress, the seed and the processes of a context."""
+    return fit(
         task,
         tokens,
         held_out,
@@ -95,7 +91,6 @@ def fit_within(ctx: Context, task: Task, schedule: Schedule, key: list[Any]) -> 
         seed=ctx.seed,
         crew=ctx.crew,
     )
-    return tokens, found
 
 
 def fit(

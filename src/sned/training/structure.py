@@ -239,13 +239,14 @@ def learn(
         DataError: there is too little text.
         NumericalError: training finds nothing better than it began with before it diverges.
     """
+    tokens, held_out = held_out_part(ctx.calibration)
     for own in starts:
         ctx.crew.send(own)  # what another device worked out may differ in the last bits
     net = HyperNetwork(starts, seed=ctx.seed)
-    task = StructureTask(ctx, gates, net, aim, schedule.steps(len(held_out_part(ctx.calibration)[0])))
+    task = StructureTask(ctx, gates, net, aim, schedule.steps(len(tokens)))
     names = [gate.name for gate in gates]
     key: list[Any] = [*ctx.state(None), "structure", names, tensor_digest(torch.cat([*starts])), asdict(aim)]
-    tokens, found = fit_within(ctx, task, schedule, key)
+    found = fit_within(ctx, task, tokens, held_out, schedule, key)
     if found.ended == "diverged" and not found.best:
         raise NumericalError("training diverged, or its loss is NaN", hint="try a lower rate, or --dtype fp32")
     with torch.no_grad():
